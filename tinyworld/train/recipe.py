@@ -1,0 +1,53 @@
+"""Sizes and lengths of every training stage; `smoke` holds the reduced mode that the tests run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Stage:
+    """One training loop: AdamW with a one-cycle learning rate."""
+
+    steps: int
+    batch: int
+    lr: float
+    # Decay of the averaged weights that are kept; 0 keeps the last ones.
+    ema: float = 0.0
+    weight_decay: float = 0.01
+
+
+@dataclass
+class Recipe:
+    """Everything that decides the weights (besides library versions and the processor)."""
+
+    seed: int = 0
+    pictures: int = 60_000
+    held_out: int = 4_000
+    # Concepts whose drawings and captions are left out: the yardstick of forgetting.
+    without: list[str] = field(default_factory=list)
+    vocabulary: int = 900
+
+    vae_channels: tuple[int, ...] = (24, 48, 96)
+    text_width: int = 128
+    text_layers: int = 3
+    unet_channels: tuple[int, ...] = (48, 96, 128)
+    unet_transformers: tuple[int, ...] = (1, 3, 3)
+    heads: int = 4
+
+    vae: Stage = field(default_factory=lambda: Stage(2_200, 16, 2e-3, ema=0.995))
+    text: Stage = field(default_factory=lambda: Stage(1_200, 192, 1.5e-3, weight_decay=0.1))
+    unet: Stage = field(default_factory=lambda: Stage(4_000, 64, 1.5e-3, ema=0.999))
+    judge: Stage = field(default_factory=lambda: Stage(1_500, 96, 3e-3))
+    second_judge: Stage = field(default_factory=lambda: Stage(900, 96, 2e-3))
+    clip: Stage = field(default_factory=lambda: Stage(1_200, 192, 1.5e-3, weight_decay=0.1))
+    detector: Stage = field(default_factory=lambda: Stage(900, 64, 2e-3))
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The same recipe in a size that ends within a minute: it proves that every stage runs, nothing else."""
+    recipe.pictures, recipe.held_out = 96, 32
+    for name in ("vae", "text", "unet", "judge", "second_judge", "clip", "detector"):
+        stage: Stage = getattr(recipe, name)
+        stage.steps, stage.batch = 3, 8
+    return recipe
