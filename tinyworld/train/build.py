@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from .data import Drawn, drawn
+from .judges import train_judges
 from .recipe import Recipe
 from .text import train_text
 from .unet import train_unet
@@ -29,6 +30,8 @@ def build(recipe: Recipe, out: Path, stages: list[str]) -> None:
         train_text(recipe, data, out / "pipeline", work)
     if "unet" in stages and not (out / "pipeline" / "model_index.json").exists():
         train_unet(recipe, data, out / "pipeline", work)
+    if "judges" in stages:
+        train_judges(recipe, data, held_out_pictures(recipe, work), out, work)
 
 
 def training_pictures(recipe: Recipe, work: Path) -> Drawn:

@@ -66,8 +66,8 @@ class PictureNet(nn.Module):
         previous = 3
         for channels in (32, 64, 128, 192):
             layers += [nn.Conv2d(previous, channels, 4, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(True)]
-            layers += [nn.Conv2d(channels, channels, 3, 1, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(True)]
             previous = channels
+        layers += [nn.Conv2d(previous, previous, 3, 1, 1, bias=False), nn.BatchNorm2d(previous), nn.ReLU(True)]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(previous * 16, width)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 
 from .data import Drawn
 from .loop import autocast, fit
@@ -42,8 +43,8 @@ def train_vae(recipe: Recipe, data: Drawn, folder: Path) -> AutoencoderKL:
         mid_block_add_attention=False,
     ).to(memory_format=torch.channels_last)
 
-    def loss(rng: np.random.Generator, step: int) -> torch.Tensor:
-        picked = np.sort(rng.integers(len(data), size=recipe.vae.batch))
+    def loss(rng: np.random.Generator, batch: int) -> torch.Tensor:
+        picked = np.sort(rng.integers(len(data), size=batch))
         x = to_tensor(data.images[picked])
         with autocast():
             posterior = vae.encode(x).latent_dist
@@ -53,7 +54,14 @@ def train_vae(recipe: Recipe, data: Drawn, folder: Path) -> AutoencoderKL:
         edges = sum((a - b).abs().mean() for a, b in zip(_edges(x), _edges(y)))
         return (x - y).abs().mean() + (x - y).square().mean() + 0.5 * edges + KL_WEIGHT * kl
 
-    fit("vae", vae, loss, recipe.vae, folder, recipe.seed)
+    finished = folder / "vae_first_cycle.safetensors"
+    if finished.exists():
+        vae.load_state_dict(load_file(finished))
+    else:
+        fit("vae", vae, lambda rng, step: loss(rng, recipe.vae.batch), recipe.vae, folder, recipe.seed)
+        save_file(vae.state_dict(), finished)
+    again = recipe.vae_again
+    fit("vae_again", vae, lambda rng, step: loss(rng, again.batch), again, folder, recipe.seed + 9)
     with torch.no_grad():
         sample = torch.cat([encode(vae, data.images[i : i + 64]) for i in range(0, min(len(data), 2048), 64)])
     # SD's convention: latents times this factor have unit variance.

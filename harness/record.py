@@ -1,0 +1,313 @@
+"""Results: one JSON record a run. Tables, charts and uploads are made from records only; `docs/record.md` documents
+every field.
+
+A record's file name follows from what was run, not from when: a repeated run replaces its own record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .files import write_atomic
+from .store import canonical_json, content_key
+
+SCHEMA = 1
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Settings that say where and how a run happens, not what it measures; they do not enter a record's identity.
+NOT_IDENTITY = frozenset(
+    {"store", "records", "logger", "device", "batch_size", "dry_run", "export", "replay", "debug", "progress", "hydra"}
+)
+PACKAGES = (
+    *("torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scipy", "pandas"),
+    *("pillow", "torchmetrics", "torch-fidelity", "open-clip-torch", "nudenet", "hydra-core", "omegaconf"),
+)
+_METRIC_FIELDS = ("id", "subject", "value", "n", "low", "high", "higher_is_better")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass
+class Record:
+    """Everything that is known about one run.
+
+    Attributes:
+        method, task, model, suite: names of the run's configs.
+        split: tuning or test.
+        config: the resolved config, plain JSON.
+        fingerprints: hex sha256 by name: `base`, `edit`, and one for each prompt set.
+        concepts: [{name, kind}] that were to be forgotten, in order.
+        keep: names of the classes that must survive.
+        metrics: [{id, subject, value, n, low, high, higher_is_better}]; a value that could not be computed is null
+            and has a `reason`.
+        unedited: the same for the unedited model's pictures of the same prompts and seeds.
+        cost: nested dictionary of finite numbers: seconds, UNet samples, peak bytes, by stage.
+        counts: images_made, images_reused, screened (rows that the prompt screen dropped), and others.
+        edit: the edit's own information, pruned shares included.
+        preset: which published or own variant of the method's parameters; empty where none.
+        world: name and version of the embedded world, such as tiny-v1; empty on real models.
+        note: in words, what a reader must know before comparing the numbers.
+        created: UTC time of writing, ISO 8601; filled in by `write`, not part of the identity.
+        environment: versions, code and hardware, from `environment()`.
+        schema: version of this layout.
+    """
+
+    method: str
+    task: str
+    model: str
+    suite: str
+    split: str
+    config: dict[str, Any]
+    fingerprints: dict[str, str]
+    concepts: list[dict[str, str]] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    unedited: list[dict[str, Any]] = field(default_factory=list)
+    cost: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    edit: dict[str, Any] = field(default_factory=dict)
+    preset: str = ""
+    world: str = ""
+    note: str = ""
+    created: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    @property
+    def identity(self) -> str:
+        """Hex sha256 of what was run: names, split, preset, world, config without places and devices, fingerprints."""
+        config = {name: _without_batch(value) for name, value in self.config.items() if name not in NOT_IDENTITY}
+        names = [self.method, self.task, self.model, self.suite, self.split, self.preset, self.world]
+        return content_key({"names": names, "config": config, "fingerprints": self.fingerprints})
+
+    @property
+    def file_name(self) -> str:
+        """`METHOD-TASK-MODEL-SPLIT-hash8.json`."""
+        names = (self.method, self.task, self.model, self.split)
+        return "-".join([*(_slug(name) for name in names), self.identity[:8]]) + ".json"
+
+    def value(self, id: str, subject: str = "all") -> float | None:
+        """The value of one metric; `KeyError` where the record has none of that id and subject."""
+        for metric in self.metrics:
+            if metric["id"] == id and metric["subject"] == subject:
+                return metric["value"]
+        raise KeyError(f"the record has no metric {id} of {subject}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as JSON values; metrics given as dataclasses become dictionaries."""
+        data = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        data["metrics"] = [_plain(metric) for metric in self.metrics]
+        data["unedited"] = [_plain(metric) for metric in self.unedited]
+        data["concepts"] = [_plain(concept) for concept in self.concepts]
+        data["keep"] = list(self.keep)
+        return data
+
+    def write(self, folder: Path | str) -> Path:
+        """Validate and write the record; the same run's older record is replaced in one step.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            ValueError: the record is not valid; nothing is written.
+            StoreError: the folder cannot be written.
+        """
+        data = self.as_dict()
+        data["created"] = self.created or datetime.now(UTC).isoformat(timespec="seconds")
+        data["environment"] = self.environment or environment()
+        validate(data)
+        path = Path(folder) / self.file_name
+        write_atomic(path, (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        return path
+
+
+def read(path: Path | str) -> Record:
+    """The record in a file.
+
+    Raises:
+        ValueError: the file is not a valid record; the message begins with its path.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        validate(data)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such record") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Record(**data)
+
+
+def validate(data: Any) -> None:
+    """Check a record's JSON: schema version, fields, types, finite numbers, no metric twice.
+
+    Raises:
+        ValueError: one line that names the first field at fault.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"a record is a JSON object, not a {type(data).__name__}")
+    if data.get("schema") != SCHEMA:
+        raise ValueError(f"schema {data.get('schema')!r} is not known; this checkout reads schema {SCHEMA}")
+    for item in dataclasses.fields(Record):
+        if item.name not in data:
+            raise ValueError(f"the field {item.name!r} is missing")
+        wanted = {"str": str, "int": int, "list": list, "dict": dict}[str(item.type).split("[")[0]]
+        if not isinstance(data[item.name], wanted):
+            found = type(data[item.name]).__name__
+            raise ValueError(f"the field {item.name!r} is a {found} and should be a {wanted.__name__}")
+    extra = set(data) - {item.name for item in dataclasses.fields(Record)}
+    if extra:
+        raise ValueError(f"the field {sorted(extra)[0]!r} is not part of schema {SCHEMA}")
+    for name in ("method", "task", "model", "suite", "split"):
+        if not data[name]:
+            raise ValueError(f"the field {name!r} is empty")
+    for name, fingerprint in data["fingerprints"].items():
+        if not isinstance(fingerprint, str) or not _HEX64.fullmatch(fingerprint):
+            raise ValueError(f"fingerprints.{name} is {fingerprint!r}, not a hex sha256")
+    for name, count in data["counts"].items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise ValueError(f"counts.{name} is {count!r}, not a count")
+    _validate_concepts(data["concepts"])
+    for name in ("metrics", "unedited"):
+        seen: set[tuple[str, str]] = set()
+        for index, metric in enumerate(data[name]):
+            _validate_metric(metric, f"{name}[{index}]", seen)
+    try:
+        canonical_json({name: value for name, value in data.items() if name not in ("metrics", "unedited")})
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix("parts.")) from None
+
+
+def _validate_concepts(concepts: list[Any]) -> None:
+    for index, concept in enumerate(concepts):
+        if not isinstance(concept, Mapping) or set(concept) != {"name", "kind"}:
+            raise ValueError(f"concepts[{index}] is {concept!r}, not a name and a kind")
+
+
+def _validate_metric(metric: Any, where: str, seen: set[tuple[str, str]]) -> None:
+    if not isinstance(metric, Mapping):
+        raise ValueError(f"{where} is a {type(metric).__name__}, not an object")
+    missing = [name for name in _METRIC_FIELDS if name not in metric]
+    odd = sorted(set(metric) - {*_METRIC_FIELDS, "reason"})
+    if missing or odd:
+        raise ValueError(f"{where} {'lacks' if missing else 'has the unknown field'} {(missing or odd)[0]!r}")
+    if not all(isinstance(metric[name], str) and metric[name] for name in ("id", "subject")):
+        raise ValueError(f"{where} has no id or subject (the whole is the subject 'all')")
+    name = (metric["id"], metric["subject"])
+    where = f"{where} ({name[0]} of {name[1]})"
+    if name in seen:
+        raise ValueError(f"{where} is there twice")
+    seen.add(name)
+    if isinstance(metric["n"], bool) or not isinstance(metric["n"], int) or metric["n"] < 0:
+        raise ValueError(f"{where}: n is {metric['n']!r}, not a count")
+    if not (metric["higher_is_better"] is None or isinstance(metric["higher_is_better"], bool)):
+        raise ValueError(f"{where}: higher_is_better is {metric['higher_is_better']!r}, not true, false or null")
+    for part in ("value", "low", "high"):
+        number = metric[part]
+        if number is None and (part != "value" or metric.get("reason")):
+            continue
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"{where}: {part} is {number!r}; what cannot be computed is null with a reason")
+    low, high = metric["low"], metric["high"]
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"{where}: the interval's low end {low} is above its high end {high}")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, code and hardware of this process, as JSON values. Never fails: what is unknown is null."""
+    return {"versions": dict(_versions()), "code": commit(REPOSITORY), "hardware": dict(_hardware())}
+
+
+def commit(folder: Path) -> dict[str, Any]:
+    """{commit, dirty} of the git checkout whose top is `folder`; nulls where it is none or git is missing.
+
+    Dirty means that tracked or new files differ from the commit; records written under results/ do not count.
+    """
+    nothing = {"commit": None, "dirty": None}
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    # An unpacked copy inside somebody else's repository must not borrow that repository's commit.
+    if top is None or Path(top).resolve() != folder.resolve():
+        return nothing
+    head = _git(folder, "rev-parse", "--verify", "-q", "HEAD")
+    changes = _git(folder, "status", "--porcelain", "--", ".", ":(exclude)results")
+    return {"commit": head, "dirty": None if changes is None else changes != ""}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # Variables such as GIT_DIR, set inside hooks, would point git at another checkout.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            env={**variables, "GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+@functools.cache
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+@functools.cache
+def _hardware() -> dict[str, Any]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] if cuda else [],
+        "cuda": torch.version.cuda if cuda else None,
+    }
+
+
+def _cpu_model() -> str | None:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or None
+
+
+def _plain(item: Any) -> Any:
+    if dataclasses.is_dataclass(item) and not isinstance(item, type):
+        return dataclasses.asdict(item)
+    return dict(item) if isinstance(item, Mapping) else item
+
+
+def _without_batch(value: Any) -> Any:
+    """A config branch without its batch sizes: a model's config names one, and pictures do not depend on it."""
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _without_batch(item) for name, item in value.items() if name != "batch_size"}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "_", name).strip("_.") or "unnamed"

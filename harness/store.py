@@ -1,0 +1,300 @@
+"""Content-addressed artefacts: read what is stored, or make it once and keep it.
+
+An artefact is named by a *kind* (`edit`, `saliency`, ...) and by its *parts*: a JSON-able dictionary of everything
+that decides its content. The key is the sha256 of the parts' canonical JSON, so equal parts mean the same artefact on
+every machine. Layout under the root:
+
+    KIND/ab/abcd.../            one artefact: its files, `parts.json` for humans, `manifest.json` for the checks
+    image/ab/abcd....png        one picture, with the sha256 of its pixels inside
+    .locks/KIND-abcd....lock    empty files: one process computes an artefact, the others wait
+
+Everything is written under a temporary name in the same folder, synced (except pictures) and renamed: an artefact is
+whole or absent. Everything is checked when read: what is damaged is reported in one log line and made again, never
+used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image, PngImagePlugin
+
+from .files import MANIFEST, StoreError, find_fault, seal, storage, sync, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+PARTS = "parts.json"
+_TENSORS = "tensors.safetensors"
+_VALUE = "value.json"
+_PIXELS = "pixels-sha256"
+_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # never the fault of the code that makes an artefact
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling for equal values: sorted keys, no spaces, no NaN.
+
+    Raises:
+        ValueError: `value` holds something that JSON cannot say exactly; the message names where.
+    """
+    _require_json(value, "parts")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def content_key(value: Any) -> str:
+    """Hex sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def _require_json(value: Any, where: str) -> None:
+    # json.dumps would quietly turn a key 1 into "1" and so give two different dictionaries one key.
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{where}: the key {name!r} is a {type(name).__name__}; keys are strings")
+            _require_json(item, f"{where}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _require_json(item, f"{where}[{index}]")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}; only finite numbers can name an artefact")
+    elif not (value is None or isinstance(value, str | int | bool)):
+        raise ValueError(f"{where} is a {type(value).__name__}; use strings, numbers, booleans, lists and dictionaries")
+
+
+class Store:
+    """The artefacts under one root folder; several processes may share it.
+
+    Args:
+        root: the folder; made at the first write.
+        readonly: read what is there and never write; a missing artefact is then a `StoreError`.
+    """
+
+    def __init__(self, root: Path | str, readonly: bool = False) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.readonly = readonly
+        self._checked: set[Path] = set()  # artefacts whose bytes this process has already compared
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"store={self.root} is a file; name a folder")
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r}, readonly={self.readonly})"
+
+    def key(self, **parts: Any) -> str:
+        """Hex sha256 that names the artefact with these parts."""
+        return content_key(parts)
+
+    def has(self, kind: str, parts: Mapping[str, Any]) -> bool:
+        """True where the artefact is stored and whole."""
+        return self._read(self._path(kind, parts)) is None
+
+    def folder(self, kind: str, parts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
+        """The artefact's folder; where it is missing or damaged, `make(empty_folder)` fills it first.
+
+        Args:
+            kind: a short name such as `edit`; letters, digits, `.`, `_` and `-`.
+            parts: everything that decides the content.
+            make: writes the artefact's files; runs in one process at a time per artefact. It may use other artefacts
+                of the store, but not this one.
+
+        Returns:
+            A folder that is to be read only.
+
+        Raises:
+            ValueError: the kind is not a plain name, or the parts are not JSON.
+            StoreError: the store cannot be written, or is read-only and lacks the artefact.
+        """
+        path = self._path(kind, parts)
+        fault = self._read(path)
+        if fault is None:
+            return path
+        if self.readonly:
+            raise StoreError(f"the read-only store {self.root} has no usable {kind} {path.name[:12]}: {fault}")
+        with self._lock(kind, path.name):
+            fault = self._read(path)  # another process may have made it while this one waited
+            if fault is not None:
+                if path.exists():
+                    log.warning("%s %s is damaged (%s); it is made again", kind, path.name[:12], fault)
+                self._make(path, parts, make)
+        return path
+
+    def tensors(
+        self, kind: str, parts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Named tensors, on the CPU, stored as safetensors. They are always what was read back, also the first time."""
+        # A run that finds everything stored should not wait for torch to load.
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file, save_file
+
+        def write(folder: Path) -> None:
+            tensors = _independent(make())
+            try:
+                save_file(tensors, folder / _TENSORS)
+            except SafetensorError as error:
+                raise StoreError(f"cannot write {folder / _TENSORS}: {error}") from error
+
+        return load_file(self.folder(kind, parts, write) / _TENSORS)
+
+    def json(self, kind: str, parts: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """A JSON value (finite numbers only), read back from the store."""
+
+        def write(folder: Path) -> None:
+            (folder / _VALUE).write_text(canonical_json(make()), encoding="utf-8")
+
+        return json.loads((self.folder(kind, parts, write) / _VALUE).read_text(encoding="utf-8"))
+
+    def image_path(self, parts: Mapping[str, Any]) -> Path:
+        """Where the picture with these parts lies, or will lie."""
+        key = content_key(parts)
+        return self.root / "image" / key[:2] / f"{key}.png"
+
+    def has_image(self, parts: Mapping[str, Any]) -> bool:
+        """True where a file of that name exists; only `read_image` looks inside."""
+        return self.image_path(parts).is_file()
+
+    def read_image(self, parts: Mapping[str, Any]) -> np.ndarray | None:
+        """The stored picture, uint8 [height, width, 3]; None where there is none.
+
+        A damaged file (cut off, changed, not ours) is removed and counts as missing.
+        """
+        path = self.image_path(parts)
+        try:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+                expected = image.text.get(_PIXELS) if isinstance(image, PngImagePlugin.PngImageFile) else None
+            fault = None if expected == _pixel_hash(pixels) else "its pixels do not match their sha256"
+        except FileNotFoundError:
+            return None
+        # Everything Pillow's PNG reader raises for bytes that are not a whole PNG file.
+        except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
+            if isinstance(error, PermissionError):
+                raise StoreError(f"cannot read {path}: {error.strerror}") from error
+            fault = str(error)
+        if fault is None:
+            return pixels
+        log.warning("image %s is damaged (%s); it counts as missing", path.name[:12], fault)
+        if not self.readonly:
+            with storage(f"cannot remove {path}"):
+                path.unlink(missing_ok=True)
+        return None
+
+    def write_image(self, parts: Mapping[str, Any], array: np.ndarray, text: Mapping[str, str] | None = None) -> Path:
+        """Store a picture as PNG.
+
+        Args:
+            parts: everything that decides the pixels.
+            array: uint8 [height, width, 3].
+            text: notes kept in the file's text chunks, such as the prompt.
+        """
+        array = np.asarray(array)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+            raise ValueError(f"a picture is uint8 [height, width, 3], not {array.dtype} {list(array.shape)}")
+        path = self.image_path(parts)
+        self._require_writable(f"image {path.stem[:12]}")
+        notes = PngImagePlugin.PngInfo()
+        notes.add_text(_PIXELS, _pixel_hash(array))
+        for name, note in (text or {}).items():
+            notes.add_text(name, note)
+        write_atomic(path, _png(array, notes), durable=False)  # read_image checks the pixels
+        return path
+
+    def _path(self, kind: str, parts: Mapping[str, Any]) -> Path:
+        if not _KIND.fullmatch(kind) or kind == "image":
+            raise ValueError(f"{kind!r} is not a kind of artefact: use letters, digits, '.', '_', '-', and not 'image'")
+        key = content_key(parts)
+        return self.root / kind / key[:2] / key
+
+    def _read(self, path: Path) -> str | None:
+        """None where the artefact is whole, else what is wrong with it."""
+        if path in self._checked and (path / MANIFEST).is_file():
+            return None
+        fault = find_fault(path)
+        if fault is None:
+            self._checked.add(path)
+        return fault
+
+    def _make(self, path: Path, parts: Mapping[str, Any], make: Callable[[Path], None]) -> None:
+        # The lock is held, so a folder of this name is what a killed process left behind.
+        temporary = path.with_name(f".tmp-{path.name}")
+        self._checked.discard(path)
+        with storage(f"cannot write {path}"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        try:
+            with storage(f"cannot write {path}", only=_STORAGE_ERRNOS):
+                make(temporary)
+            with storage(f"cannot write {path}"):
+                (temporary / PARTS).write_text(json.dumps(parts, indent=1, sort_keys=True), encoding="utf-8")
+                seal(temporary)
+                os.rename(temporary, path)
+                sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._checked.add(path)
+
+    def _require_writable(self, what: str) -> None:
+        if self.readonly:
+            raise StoreError(f"the store {self.root} is read-only: cannot write {what}")
+
+    @contextlib.contextmanager
+    def _lock(self, kind: str, key: str) -> Iterator[None]:
+        path = self.root / ".locks" / f"{kind}-{key}.lock"
+        with storage(f"cannot lock {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                log.info("waiting for another process that makes %s %s", kind, key[:12])
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, no two sharing memory, as safetensors wants them."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage()
+        if memory.nbytes() != tensor.nbytes or memory.data_ptr() in seen:
+            tensor = tensor.clone()
+        seen.add(tensor.untyped_storage().data_ptr())
+        result[name] = tensor
+    return result
+
+
+def _pixel_hash(array: np.ndarray) -> str:
+    digest = hashlib.sha256(repr(array.shape).encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _png(array: np.ndarray, notes: PngImagePlugin.PngInfo) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG", pnginfo=notes)
+    return buffer.getvalue()

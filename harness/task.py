@@ -1,0 +1,338 @@
+"""Tasks: what to forget, what to keep, and the prompts whose pictures are scored.
+
+`class_task` is what `conf/task/*.yaml` instantiate. A quality prompt set comes from a provider that the suite's
+config names: any callable `provider(n: int, split: str) -> list[tuple[prompt: str, seed: int]]` that returns at most
+`n` pairs, always the same for the same arguments and none of them in both splits.
+
+Splits: settings are chosen on `tuning` and reported on `test`. The two use different prompts and different seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from . import sources
+from .names import unknown
+from .prompts import CLASS_TEMPLATES, KINDS, class_prompt
+from .screen import is_sexual, require_unscreened, screen_rows
+from .store import content_key
+
+SPLITS = ("tuning", "test")
+PROMPTS = ("neutral", "A", "B")
+MAX_NAME = 200  # characters; a longer "concept" is a pasted prompt or a mistake
+
+Provider = Callable[[int, str], list[tuple[str, int]]]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Something to forget.
+
+    Attributes:
+        name: as it stands in prompts.
+        kind: object, style or explicit; it chooses templates and word lists.
+    """
+
+    name: str
+    kind: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown("kind of concept", self.kind, KINDS)
+        _check_name(self.name)
+        require_unscreened(self.name, self.kind == "explicit", f"the concept {self.name!r}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture to make.
+
+    Attributes:
+        id: unique in its set, such as `test/parachute/0007`.
+        prompt: the text.
+        seed: of the picture's own generator, 0 to 2^63 - 1.
+        guidance: None means the sampler's.
+        width, height: pixels; None means the model's.
+        label: the class the picture should show; empty for captions.
+    """
+
+    id: str
+    prompt: str
+    seed: int
+    guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise ValueError(f"the row with prompt {self.prompt!r} has an empty id")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"row {self.id}: seed {self.seed!r} is not an integer from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Rows in a fixed order. Nothing that the prompt screen refuses can be in one.
+
+    Attributes:
+        name: such as `classes` or `quality`.
+        rows: with unique ids.
+        screened: how many rows of the source the screen dropped.
+        sexual_context: the rows belong to a task about explicit content, so the screen was strict.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    screened: int = 0
+    sexual_context: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", tuple(self.rows))
+        seen: set[str] = set()
+        for row in self.rows:
+            if row.id in seen:
+                raise ValueError(f"prompt set {self.name}: two rows have the id {row.id!r}")
+            seen.add(row.id)
+            require_unscreened(row.prompt, self.sexual_context, f"prompt set {self.name}, row {row.id}")
+
+    @classmethod
+    def build(
+        cls, name: str, rows: Sequence[Row], sexual_context: bool = False, already_screened: int = 0
+    ) -> PromptSet:
+        """A set of the rows that pass the screen; the others are counted, on top of `already_screened`."""
+        kept, dropped = screen_rows(rows, sexual_context)
+        dropped += already_screened
+        if not kept:
+            raise ValueError(f"prompt set {name} is empty ({dropped} rows were refused by the prompt screen)")
+        return cls(name, tuple(kept), dropped, sexual_context)
+
+    @cached_property
+    def key(self) -> str:
+        """Hex sha256 over the rows; neither the set's name nor the screened count enters."""
+        return content_key([asdict(row) for row in self.rows])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The different labels, in order of appearance."""
+        return tuple(dict.fromkeys(row.label for row in self.rows))
+
+    def only(self, labels: Sequence[str]) -> PromptSet:
+        """The rows with one of these labels."""
+        for label in labels:
+            if label not in self.labels:
+                raise unknown(f"label in prompt set {self.name}", label, self.labels)
+        return self._subset([row for row in self.rows if row.label in set(labels)])
+
+    def first(self, n: int) -> PromptSet:
+        """The first `n` rows, or all where there are fewer."""
+        return self._subset(self.rows[:n])
+
+    def _subset(self, rows: Sequence[Row]) -> PromptSet:
+        return PromptSet(self.name, tuple(rows), 0, self.sexual_context)
+
+
+@dataclass
+class Task:
+    """What a method is asked for and what it is judged on.
+
+    Attributes:
+        name: of the task's config.
+        kind: of its concepts.
+        split: tuning or test.
+        concepts: to forget, in order.
+        keep: class names that must survive.
+        sets: prompt sets by name: `classes` (forgotten and kept classes), `quality` (captions).
+        metrics: instances from the suite's config.
+    """
+
+    name: str
+    kind: str
+    split: str
+    concepts: tuple[Concept, ...]
+    keep: tuple[str, ...] = ()
+    sets: dict[str, PromptSet] = field(default_factory=dict)
+    metrics: tuple[Any, ...] = ()
+
+    @property
+    def forget(self) -> tuple[str, ...]:
+        """Names of the concepts."""
+        return tuple(concept.name for concept in self.concepts)
+
+    @property
+    def screened(self) -> int:
+        """Rows that the prompt screen dropped, over all sets."""
+        return sum(prompts.screened for prompts in self.sets.values())
+
+    def prompts(self, name: str) -> PromptSet:
+        """The prompt set with this name, or a `ValueError` that says what the task has."""
+        if name not in self.sets:
+            has = ", ".join(sorted(self.sets)) or "none"
+            raise ValueError(f"task {self.name} ({self.kind}) has no {name!r} prompts (it has: {has})")
+        return self.sets[name]
+
+
+def class_task(
+    name: str,
+    kind: str,
+    concepts: Sequence[str],
+    keep: Sequence[str] = (),
+    n: int = 20,
+    split: str = "test",
+    prompts: str = "neutral",
+    classes: Sequence[str] | None = None,
+    templates: Mapping[str, str] = CLASS_TEMPLATES,
+    quality: PromptSet | None = None,
+    metrics: Sequence[Any] = (),
+) -> Task:
+    """A task that forgets `concepts` and keeps `keep`, with `n` pictures of each class.
+
+    From a config: `instantiate(config, _partial_=True)(quality=..., metrics=...)`; given to `instantiate` itself, Hydra
+    would turn prompt sets and metrics into plain dictionaries.
+
+    Only objects get a `classes` set: styles and explicit content are not judged by a class name, so such a task can
+    edit and export but has no class to score.
+
+    Args:
+        name: of the task.
+        kind: object, style or explicit.
+        concepts: names to forget.
+        keep: names of classes that must survive.
+        n: rows a class.
+        split: tuning or test.
+        prompts: `neutral` (`class_prompt` with seeds of our own), `A` or `B` (the published Imagenette lists, whose
+            rows are test rows; see `sources`).
+        classes: the names that exist, where they are known; a name is then matched regardless of case and written
+            as it stands here.
+        templates: neutral prompt of each split, with {a} and {name}.
+        quality: captions, from `quality_set`.
+        metrics: kept for the pipeline.
+
+    Raises:
+        ValueError: one line that names the setting, what is wrong with it and what would be right.
+    """
+    if kind not in KINDS:
+        raise unknown("task.kind", kind, KINDS)
+    if split not in SPLITS:
+        raise unknown("task.split", split, SPLITS)
+    if prompts not in PROMPTS:
+        raise unknown("task.prompts", prompts, PROMPTS)
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise ValueError(f"task.n={n!r}: the number of pictures a class is an integer of at least 1")
+    forget = _names("task.concepts", concepts, classes)
+    kept = _names("task.keep", keep, classes)
+    if not forget:
+        raise ValueError("task.concepts is empty: name what to forget, as in 'task.concepts=[parachute,golf ball]'")
+    both = {item.casefold() for item in forget} & {item.casefold() for item in kept}
+    if both:
+        raise ValueError(f"{sorted(both)[0]!r} is in task.concepts and in task.keep; a class is forgotten or kept")
+    sets = {}
+    if kind == "object":
+        rows = [row for item in (*forget, *kept) for row in _class_rows(item, n, split, prompts, templates)]
+        sets["classes"] = PromptSet.build("classes", rows, any(is_sexual(item) for item in forget))
+    if quality is not None:
+        # In a task about explicit content the screen is strict for captions too.
+        sets["quality"] = PromptSet.build("quality", quality.rows, kind == "explicit", quality.screened)
+    return Task(name, kind, split, tuple(Concept(item, kind) for item in forget), tuple(kept), sets, tuple(metrics))
+
+
+def quality_set(provider: Provider, n: int, split: str) -> PromptSet | None:
+    """Captions from a suite's provider; None where `n` is 0.
+
+    Raises:
+        ValueError: n is negative, or the provider returned another number of captions.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        raise ValueError(f"quality.n={n!r}: the number of captions is an integer of at least 0")
+    if split not in SPLITS:
+        raise unknown("task.split", split, SPLITS)
+    if n == 0:
+        return None
+    captions = list(provider(n, split))
+    if len(captions) != n:
+        raise ValueError(f"quality.n={n}: the suite's captions have only {len(captions)} rows in the {split} split")
+    return PromptSet.build("quality", [Row(f"{split}/{i:05d}", text, seed) for i, (text, seed) in enumerate(captions)])
+
+
+def class_seed(split: str, name: str, index: int) -> int:
+    """Seed of a class's picture: 63 bits of a sha256, so no two of any split, class and index are likely to meet."""
+    digest = hashlib.sha256(f"{split}\n{name.casefold()}\n{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _class_rows(name: str, n: int, split: str, prompts: str, templates: Mapping[str, str]) -> list[Row]:
+    if prompts == "neutral":
+        text = class_prompt(name, split, templates)
+        return [
+            Row(f"{split}/{_slug(name)}/{index:04d}", text, class_seed(split, name, index), label=name)
+            for index in range(n)
+        ]
+    if split != "test":
+        raise ValueError(f"task.prompts={prompts} is a published test list; choose settings with task.prompts=neutral")
+    published = sources.rows(f"imagenette_{prompts.lower()}")
+    rows = [row for row in published if row["class"].casefold() == name.casefold()]
+    if not rows:
+        raise unknown(f"class in the published list {prompts}", name, {row["class"] for row in published})
+    if n > len(rows):
+        raise ValueError(f"task.n={n}: the published list {prompts} has {len(rows)} rows of {name!r}")
+    # Seeds repeat inside a class of these lists; only the case number tells its rows apart.
+    return [
+        Row(
+            f"{prompts}/{_slug(name)}/{int(row['case_number']):04d}",
+            row["prompt"],
+            int(row["evaluation_seed"]),
+            label=name,
+        )
+        for row in rows[:n]
+    ]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"\s+", "-", name.strip().casefold())
+
+
+def _names(where: str, names: Sequence[str], classes: Sequence[str] | None) -> list[str]:
+    """The names, stripped, known and different from each other."""
+    if isinstance(names, str) or names is None:
+        raise ValueError(f"{where}={names!r}: write a list, as in '{where}=[parachute,golf ball]'")
+    known = {item.casefold(): item for item in classes} if classes is not None else None
+    result: dict[str, str] = {}
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"{where}: {name!r} is a {type(name).__name__}; a name is text (quote it)")
+        name = name.strip()
+        try:
+            _check_name(name)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        folded = name.casefold()
+        if known is not None and folded not in known:
+            raise unknown(f"class in {where}", name, known.values())
+        if folded in result:
+            raise ValueError(f"{where} names {name!r} twice (case does not matter)")
+        result[folded] = known[folded] if known is not None else name
+    return list(result.values())
+
+
+def _check_name(name: str) -> None:
+    shown = repr(name if len(name) <= 40 else name[:37] + "...")
+    if not name.strip():
+        raise ValueError("a name is empty; name a concept such as parachute")
+    if len(name) > MAX_NAME:
+        raise ValueError(f"the name {shown} has {len(name)} characters; at most {MAX_NAME} are a name")
+    if any(unicodedata.category(char).startswith("C") or char in "\u2028\u2029" for char in name):
+        raise ValueError(f"the name {shown} holds a line break or control character; use plain text")
+    if "/" in name or "\\" in name or name.startswith(("~", ".")):
+        raise ValueError(f"the name {shown} looks like a path; use plain words without '/', '\\' or a leading '.'")

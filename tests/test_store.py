@@ -1,0 +1,275 @@
+"""The store: keys, one computation, damage, interruption, read-only and full disks, pictures."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness.files import write_atomic
+from harness.store import MANIFEST, PARTS, Store, StoreError, content_key
+
+PARTS_A = {"model": "abc", "r": [0.1, 2], "deep": {"x": None, "y": True}}
+
+
+def _never(*_):
+    raise AssertionError("made again although it is stored")
+
+
+def _write_one(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "a.txt").write_text("hello")
+    (folder / "b.bin").write_bytes(b"\x00\x01")
+
+
+def test_key_depends_on_content_not_on_order():
+    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1})
+    assert content_key({"a": (1, 2)}) == content_key({"a": [1, 2]})
+    assert len({content_key(p) for p in ({"a": 1}, {"a": "1"}, {"a": None}, {"a": [1]}, {"b": 1}, {"a": True})}) == 6
+    # Computed outside (sha256sum) for {"a":1,"b":["x"]}; a change of spelling would orphan every store.
+    assert content_key({"b": ["x"], "a": 1}) == "fd5e92badbe24726f55b88132dd5fa1ceec0efd960b3bcd44f527b4bcc84af34"
+
+
+@pytest.mark.parametrize(
+    ("parts", "where"),
+    [
+        ({"a": float("nan")}, "parts.a"),
+        ({"a": [1, float("inf")]}, r"parts.a\[1\]"),
+        ({"a": {"b": torch.zeros(1)}}, "parts.a.b is a Tensor"),
+        ({1: "x"}, "key 1 is a int"),
+        ({"a": b"x"}, "bytes"),
+    ],
+)
+def test_parts_that_json_cannot_say_are_refused(parts, where):
+    with pytest.raises(ValueError, match=where):
+        content_key(parts)
+
+
+def test_folder_is_made_once_and_described(tmp_path):
+    store = Store(tmp_path / "s")
+    assert not store.has("edit", PARTS_A)
+    path = store.folder("edit", PARTS_A, _write_one)
+    key = store.key(**PARTS_A)
+    assert path == tmp_path / "s" / "edit" / key[:2] / key
+    assert json.loads((path / PARTS).read_text()) == PARTS_A
+    assert set(json.loads((path / MANIFEST).read_text())) == {"sub/a.txt", "b.bin", PARTS}
+    assert Store(tmp_path / "s").folder("edit", PARTS_A, _never) == path
+    assert store.has("edit", PARTS_A) and not store.has("edit", {"other": 1}) and not store.has("mask", PARTS_A)
+
+
+@pytest.mark.parametrize("kind", ["../x", "a/b", "", ".hidden", "a\\b", "/abs", "image", "a b", "..", "a\n"])
+def test_kinds_cannot_leave_the_root(tmp_path, kind):
+    with pytest.raises(ValueError, match="not a kind"):
+        Store(tmp_path).folder(kind, {}, _write_one)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_are_not_stored(tmp_path):
+    with pytest.raises(ValueError, match="plain files only"):
+        Store(tmp_path).folder("edit", {}, lambda folder: (folder / "link").symlink_to("/etc/hosts"))
+    assert not Store(tmp_path).has("edit", {})
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: _flip(p / "b.bin"),
+        lambda p: (p / "b.bin").write_bytes(b""),
+        lambda p: (p / "sub" / "a.txt").unlink(),
+        lambda p: (p / "extra").write_text("?"),
+        lambda p: (p / MANIFEST).unlink(),
+        lambda p: (p / MANIFEST).write_text("{"),
+        lambda p: (p / MANIFEST).write_text("[]"),
+    ],
+    ids=["flipped", "cut", "missing", "extra", "no manifest", "half a manifest", "another manifest"],
+)
+def test_damaged_folder_is_reported_and_made_again(tmp_path, damage, caplog):
+    path = Store(tmp_path).folder("edit", PARTS_A, _write_one)
+    damage(path)
+    assert not Store(tmp_path).has("edit", PARTS_A)
+    with pytest.raises(StoreError, match="read-only"):
+        Store(tmp_path, readonly=True).folder("edit", PARTS_A, _never)
+    with caplog.at_level(logging.WARNING):
+        Store(tmp_path).folder("edit", PARTS_A, _write_one)
+    assert [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
+    assert (path / "b.bin").read_bytes() == b"\x00\x01" and not (path / "extra").exists()
+    assert Store(tmp_path).folder("edit", PARTS_A, _never) == path
+
+
+@pytest.mark.parametrize("error", [RuntimeError("stop"), KeyboardInterrupt()])
+def test_interrupted_making_leaves_nothing(tmp_path, error):
+    def make(folder: Path) -> None:
+        (folder / "half").write_text("h")
+        raise error
+
+    store = Store(tmp_path)
+    with pytest.raises(type(error)):
+        store.folder("edit", {}, make)
+    assert not store.has("edit", {})
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.suffix != ".lock"] == []
+
+
+def test_leftover_of_a_killed_process_is_cleared(tmp_path):
+    store = Store(tmp_path)
+    key = content_key({})
+    stale = tmp_path / "edit" / key[:2] / f".tmp-{key}"
+    stale.mkdir(parents=True)
+    (stale / "half").write_text("h")
+    path = store.folder("edit", {}, _write_one)
+    assert not stale.exists() and not (path / "half").exists()
+
+
+def test_tensors_round_trip_also_when_they_share_memory(tmp_path):
+    base = torch.arange(6, dtype=torch.float16)
+    made = {"a": base, "view": base[1:3], "t": base.reshape(2, 3).T, "flag": torch.tensor(True), "none": torch.zeros(0)}
+    store = Store(tmp_path)
+    first = store.tensors("stage-x", {"c": 1}, lambda: made)
+    again = Store(tmp_path).tensors("stage-x", {"c": 1}, _never)
+    for name, tensor in made.items():
+        assert torch.equal(first[name], tensor) and torch.equal(again[name], tensor)
+        assert again[name].dtype == tensor.dtype
+    assert store.tensors("stage-x", {"c": 2}, dict) == {}
+
+
+def test_json_is_read_back_and_refuses_nan(tmp_path):
+    store = Store(tmp_path)
+    assert store.json("cost", {}, lambda: {"x": (1, 2.5, None, "é")}) == {"x": [1, 2.5, None, "é"]}
+    assert store.json("cost", {}, _never) == {"x": [1, 2.5, None, "é"]}
+    with pytest.raises(ValueError, match="nan"):
+        store.json("cost", {"n": 1}, lambda: float("nan"))
+    assert not store.has("cost", {"n": 1})
+
+
+def test_an_artefact_may_be_made_from_others(tmp_path):
+    store = Store(tmp_path)
+    outer = store.json("outer", {}, lambda: store.json("inner", {}, lambda: 3) + 1)
+    assert outer == 4 and store.has("inner", {})
+
+
+def _slow_make(root: str, barrier, results) -> None:
+    def make(folder: Path) -> None:
+        time.sleep(0.3)
+        (folder / "pid").write_text(str(os.getpid()))
+
+    barrier.wait()
+    path = Store(root).folder("edit", {"shared": 1}, make)
+    results.put((os.getpid(), (path / "pid").read_text()))
+
+
+def test_two_processes_make_it_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(3), context.Queue()
+    workers = [context.Process(target=_slow_make, args=(str(tmp_path), barrier, results)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    seen = [results.get(timeout=30) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert len({pid for pid, _ in seen}) == 3 and len({maker for _, maker in seen}) == 1
+
+
+def test_readonly_store_reads_and_never_writes(tmp_path):
+    Store(tmp_path).folder("edit", {}, _write_one)
+    before = sorted(tmp_path.rglob("*"))
+    store = Store(tmp_path, readonly=True)
+    assert store.folder("edit", {}, _never).is_dir()
+    for attempt in (
+        lambda: store.folder("edit", {"new": 1}, _write_one),
+        lambda: store.write_image({}, np.zeros((2, 2, 3), np.uint8)),
+    ):
+        with pytest.raises(StoreError, match="read-only"):
+            attempt()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    def make(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StoreError, match=r"cannot write .*No space left on device") as caught:
+        Store(tmp_path).folder("edit", {}, make)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError):  # an error of the maker itself is not the store's
+        Store(tmp_path).folder("edit", {}, lambda folder: Path("/nonexistent").read_bytes())
+
+
+def test_a_root_that_is_no_folder(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(StoreError, match="is a file"):
+        Store(file)
+    with pytest.raises(StoreError, match="cannot"):
+        Store(file / "below").folder("edit", {}, _write_one)
+    with pytest.raises(StoreError, match="cannot write"):
+        write_atomic(file / "below" / "x", b"")
+
+
+def test_write_atomic_replaces_and_leaves_no_temporary(tmp_path):
+    write_atomic(tmp_path / "d" / "x", b"one")
+    write_atomic(tmp_path / "d" / "x", b"two")
+    assert [p.name for p in (tmp_path / "d").iterdir()] == ["x"] and (tmp_path / "d" / "x").read_bytes() == b"two"
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(StoreError):
+        write_atomic(tmp_path / "folder", b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "folder"]
+
+
+def _picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+
+
+def test_picture_round_trip(tmp_path):
+    store, array = Store(tmp_path), _picture()
+    assert store.read_image(PARTS_A) is None and not store.has_image(PARTS_A)
+    path = store.write_image(PARTS_A, array, text={"prompt": "an image of a café ☕"})
+    assert path == store.image_path(PARTS_A) and path.parent.name == path.name[:2] and path.suffix == ".png"
+    assert store.has_image(PARTS_A)
+    again = Store(tmp_path, readonly=True).read_image(PARTS_A)
+    assert again.dtype == np.uint8 and np.array_equal(again, array)
+    from PIL import Image
+
+    with Image.open(path) as image:
+        assert image.text["prompt"] == "an image of a café ☕"
+
+
+@pytest.mark.parametrize("position", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("how", ["cut", "zeroed"])
+def test_damaged_picture_counts_as_missing(tmp_path, position, how, caplog):
+    store = Store(tmp_path)
+    path = store.write_image({}, _picture())
+    data = path.read_bytes()
+    at = int(len(data) * position)
+    path.write_bytes(data[:at] if how == "cut" else data[:at] + bytes(8) + data[at + 8 :])
+    with caplog.at_level(logging.WARNING):
+        assert store.read_image({}) is None
+    assert len(caplog.records) == 1 and not path.exists() and not store.has_image({})
+
+
+def test_somebody_elses_picture_is_not_used(tmp_path):
+    from PIL import Image
+
+    store = Store(tmp_path)
+    path = store.image_path({})
+    path.parent.mkdir(parents=True)
+    Image.fromarray(_picture()).save(path)
+    assert store.read_image({}) is None and not path.exists()
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_only_rgb_bytes_are_pictures(tmp_path, array):
+    with pytest.raises(ValueError, match="uint8"):
+        Store(tmp_path).write_image({}, array)
