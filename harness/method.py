@@ -1,0 +1,117 @@
+"""What a method is, and what it costs.
+
+A method is a plain dataclass whose fields are its parameters, named by the papers' symbols; it turns a model and the
+concepts to forget into an Edit. Everything else (loading, storing, timing, scoring) is the pipeline's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .edit import Edit
+    from .model import DiffusionModel
+    from .task import Concept
+
+# stage(name, key, make): the tensors stored under (name, key), or make() them and store them. `key` is JSON-able and
+# holds everything that decides the tensors, apart from the model, which the pipeline adds.
+Stage = Callable[[str, dict[str, Any], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+
+
+class Method(Protocol):
+    """One way to make a model forget concepts.
+
+    Attributes:
+        name: as on the command line.
+        version: raised by hand when the same parameters would give another edit.
+    """
+
+    name: str
+    version: int
+
+    def edit(self, model: DiffusionModel, concepts: Sequence[Concept], seed: int, stage: Stage) -> Edit:
+        """The edit that makes `model` forget all `concepts` at once. It leaves the model as it found it.
+
+        Raises:
+            NoEffectError: the parameters lead to no change; the message says why.
+        """
+        ...
+
+
+@dataclass
+class StageCost:
+    """What one named stage took; a stage that ran several times is added up.
+
+    Attributes:
+        seconds: wall clock.
+        unet_samples: UNet calls in single samples (a guided sample counts 2).
+        peak_memory_bytes: most device memory held on CUDA; elsewhere the process's high-water mark at the stage's end,
+            which earlier stages may have set.
+    """
+
+    seconds: float = 0.0
+    unet_samples: int = 0
+    peak_memory_bytes: int = 0
+
+
+class Cost:
+    """Meter of a run: `with cost.stage("edit"): ...`. Stages do not nest, so their seconds can be added."""
+
+    def __init__(self, model: Any, device: str | torch.device) -> None:
+        """Meter `model` (anything with a `calls` count, a LazyModel too) on `device`."""
+        self.model, self.device = model, torch.device(device)
+        self.stages: dict[str, StageCost] = {}
+        self._open: str | None = None
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[StageCost]:
+        """Meter the block under `name`; what ran before an error counts too."""
+        if self._open is not None:
+            raise RuntimeError(f"stage {name!r} begins inside stage {self._open!r}; stages do not nest")
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._open, calls, start = name, self.model.calls, time.perf_counter()
+        entry = self.stages.setdefault(name, StageCost())
+        try:
+            yield entry
+        finally:
+            if cuda:
+                torch.cuda.synchronize(self.device)
+            entry.seconds += time.perf_counter() - start
+            entry.unet_samples += self.model.calls - calls
+            peak = torch.cuda.max_memory_allocated(self.device) if cuda else process_peak_bytes()
+            entry.peak_memory_bytes = max(entry.peak_memory_bytes, peak)
+            self._open = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able: device, totals, and the stages by name in the order they first ran."""
+        stages = self.stages.values()
+        return {
+            "device": device_name(self.device),
+            "seconds": sum(stage.seconds for stage in stages),
+            "unet_samples": sum(stage.unet_samples for stage in stages),
+            "peak_memory_bytes": max((stage.peak_memory_bytes for stage in stages), default=0),
+            "stages": {name: asdict(stage) for name, stage in self.stages.items()},
+        }
+
+
+def process_peak_bytes() -> int:
+    """Most memory this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's product name, or the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

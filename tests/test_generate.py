@@ -1,0 +1,166 @@
+"""Pictures: stored one by one, taken up again, shared, and the same at any batch size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from harness import generate as module
+from harness.edit import Edit
+from harness.generate import BlackImageError, generate
+from harness.model import LazyModel
+from harness.sampler import Sampler
+from harness.store import Store
+from harness.task import PromptSet, Row
+
+SAMPLER = Sampler("ddim", 2, 4.0)
+
+
+def prompt_set(n: int = 5, **changes: object) -> PromptSet:
+    things = ["dog", "church", "gas pump"]
+    return PromptSet("test", tuple(Row(f"r{i}", f"a {things[i % 3]}", seed=100 + i, **changes) for i in range(n)))
+
+
+def run(model, prompts, store, edit=None, batch_size=2, sampler=SAMPLER):
+    return generate(model, edit, prompts, sampler, store, batch_size=batch_size, progress=False)
+
+
+def prune(model, value: float | None = None) -> Edit:
+    """Zero all second feed-forward matrices, or set them to `value`."""
+    layers = {f"{name}.weight": layer.weight for name, layer in model.layers("ffn2").items()}
+    if value is None:
+        return Edit.make("mask", {n: torch.ones_like(w, dtype=torch.bool) for n, w in layers.items()}, model)
+    return Edit.make("delta", {n: torch.full_like(w, value) for n, w in layers.items()}, model)
+
+
+def test_pictures_are_made_once_in_row_order(random_sd_model, tmp_path):
+    store, prompts = Store(tmp_path), prompt_set()
+    first = run(random_sd_model, prompts, store)
+    assert (first.made, first.reused, first.black, len(first.images)) == (5, 0, 0, 5)
+    assert random_sd_model.calls == 3 * 2 * 2 * SAMPLER.steps  # three full batches of two, guided
+    assert {picture.shape for picture in first.images} == {(32, 32, 3)}
+    again = run(random_sd_model, prompts, store)
+    assert (again.made, again.reused, again.key) == (0, 5, first.key)
+    assert all(np.array_equal(a, b) for a, b in zip(first.images, again.images, strict=True))
+    single = run(random_sd_model, PromptSet("one", prompts.rows[3:4]), store)
+    assert np.array_equal(single.images[0], first.images[3]) and single.key != first.key
+
+
+def test_a_stored_run_loads_no_model(random_sd_folder, tmp_path):
+    store = Store(tmp_path)
+    made = run(LazyModel(random_sd_folder), prompt_set(2), store)
+    lazy = LazyModel(random_sd_folder)
+    assert run(lazy, prompt_set(2), store).key == made.key
+    assert not lazy.loaded
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(random_sd_model, tmp_path, monkeypatch):
+    store, decode, batches = Store(tmp_path), random_sd_model.decode, []
+
+    def stopped_at_the_second_batch(*args, **options):
+        batches.append(1)
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return decode(*args, **options)
+
+    monkeypatch.setattr(random_sd_model, "decode", stopped_at_the_second_batch)
+    edit = prune(random_sd_model)
+    with pytest.raises(KeyboardInterrupt):
+        run(random_sd_model, prompt_set(), store, edit)
+    assert random_sd_model.edit is None
+    resumed = run(random_sd_model, prompt_set(), store, edit)
+    assert (resumed.made, resumed.reused) == (3, 2)
+
+
+def test_a_damaged_picture_is_made_again(random_sd_model, tmp_path):
+    store = Store(tmp_path)
+    first = run(random_sd_model, prompt_set(2), store)
+    victim = store.image_path(module.image_parts(random_sd_model, None, prompt_set(2).rows[1], SAMPLER))
+    victim.write_bytes(victim.read_bytes()[:-30])
+    again = run(random_sd_model, prompt_set(2), store)
+    assert (again.made, again.reused) == (1, 1)
+    assert np.abs(first.images[1].astype(int) - again.images[1]).max() <= 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_pictures_do_not_depend_on_the_batch_size(random_sd_model, tmp_path, batch_size):
+    # Another batch size chooses other kernels: float32 rounding may move a pixel over one rounding step of 8 bits.
+    two = run(random_sd_model, prompt_set(), Store(tmp_path / "two"))
+    other = run(random_sd_model, prompt_set(), Store(tmp_path / "other"), batch_size=batch_size)
+    assert other.key == two.key
+    for a, b in zip(two.images, other.images, strict=True):
+        assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+def test_rows_may_have_their_own_guidance_and_size(random_sd_model, tmp_path):
+    store = Store(tmp_path)
+    rows = (
+        Row("a", "a dog", seed=1),
+        Row("b", "a dog", seed=1, guidance=1.0),
+        Row("c", "a dog", seed=1, width=48, height=32),
+        Row("d", "a dog", seed=1, guidance=SAMPLER.guidance),
+    )
+    mixed = run(random_sd_model, PromptSet("mixed", rows), store, batch_size=4)
+    assert [picture.shape for picture in mixed.images] == [(32, 32, 3), (32, 32, 3), (32, 48, 3), (32, 32, 3)]
+    assert (mixed.made, mixed.reused) == (3, 1)  # d says what a has by default
+    assert np.array_equal(mixed.images[0], mixed.images[3])
+    assert not np.array_equal(mixed.images[0], mixed.images[1])
+    assert [p.shape for p in mixed.images[1:3]] == [(32, 32, 3), (32, 48, 3)]
+    assert np.array_equal(mixed.images[-1], mixed.images[3])
+
+
+def test_an_edit_changes_pictures_and_leaves_the_model(random_sd_model, tmp_path):
+    store, prompts = Store(tmp_path), prompt_set(2)
+    before = {name: p.clone() for name, p in random_sd_model.unet.named_parameters()}
+    plain = run(random_sd_model, prompts, store)
+    edited = run(random_sd_model, prompts, store, prune(random_sd_model))
+    assert edited.key != plain.key and edited.made == 2
+    assert not np.array_equal(plain.images[0], edited.images[0])
+    assert all(torch.equal(p, before[name]) for name, p in random_sd_model.unet.named_parameters())
+    untouched = run(random_sd_model, prompts, store, Edit.make("none", {}, random_sd_model))
+    assert (untouched.made, untouched.key) == (0, plain.key)
+    with prune(random_sd_model).applied(random_sd_model), pytest.raises(RuntimeError, match="applies it itself"):
+        run(random_sd_model, prompt_set(3), store)
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"prompt": "a cat"}, {"guidance": 2.0}, {"width": 40}])
+def test_everything_that_decides_a_picture_is_in_its_name(random_sd_model, change):
+    row = {"id": "a", "prompt": "a dog", "seed": 1}
+    parts = module.image_parts(random_sd_model, None, Row(**row), SAMPLER)
+    assert module.image_parts(random_sd_model, None, Row(**{**row, **change}), SAMPLER) != parts
+    assert module.image_parts(random_sd_model, None, Row(**{**row, "id": "b"}), SAMPLER) == parts
+    assert module.image_parts(random_sd_model, None, Row(**row), Sampler("ddim", 3, 4.0)) != parts
+    assert module.image_parts(random_sd_model, prune(random_sd_model), Row(**row), SAMPLER) != parts
+
+
+def test_broken_pictures_stop_the_unedited_model_and_are_counted_of_an_edited_one(random_sd_model, tmp_path):
+    store = Store(tmp_path)
+    broken = prune(random_sd_model, value=float("nan"))
+    edited = run(random_sd_model, prompt_set(3), store, broken)
+    assert edited.black == 3 and edited.images[0].max() == 0
+    assert run(random_sd_model, prompt_set(3), store, broken).black == 3
+    with torch.no_grad():
+        for layer in random_sd_model.layers("ffn2").values():
+            layer.weight.fill_(float("nan"))
+    with pytest.raises(BlackImageError, match="NaN"):
+        run(random_sd_model, prompt_set(3), store)
+    with torch.no_grad():
+        random_sd_model.pipe.vae.decoder.conv_out.weight.zero_()
+        for layer in random_sd_model.layers("ffn2").values():
+            layer.weight.fill_(0)
+    with pytest.raises(BlackImageError, match="one colour for row r0"):
+        run(random_sd_model, prompt_set(3), store)
+    assert not store.has_image(module.image_parts(random_sd_model, None, prompt_set(1).rows[0], SAMPLER))
+
+
+def test_large_sets_are_read_from_the_store_when_asked_for(random_sd_model, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    whole = run(random_sd_model, prompt_set(3), store)
+    monkeypatch.setattr(module, "KEPT_BYTES", 32 * 32 * 3)  # room for one
+    lean = run(random_sd_model, prompt_set(3), store)
+    assert len(lean.images._kept) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(whole.images, lean.images, strict=True))
+    store.image_path(module.image_parts(random_sd_model, None, prompt_set(3).rows[2], SAMPLER)).unlink()
+    with pytest.raises(RuntimeError, match="removed or damaged"):
+        lean.images[2]

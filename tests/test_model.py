@@ -1,0 +1,273 @@
+"""The model: it computes what stock diffusers computes, finds its layers, and loads nothing but safetensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from harness import weights
+from harness.method import Cost
+from harness.model import KINDS, DiffusionModel, LazyModel, ModelNotFound, UnsafeWeightsError, fingerprint_of
+from harness.sampler import Sampler
+
+PROMPTS = ["a dog", "an image of a church in a forest, too long for 20 positions"]
+SAMPLERS = ("ddim", "pndm", "lms", "euler", "dpm++")
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_denoise_and_decode_equal_the_stock_pipeline(random_sd_model, name):
+    check_against_stock(random_sd_model, Sampler(name, 5, 4.0))
+
+
+@pytest.mark.parametrize("name", ["euler", "ddim"])
+def test_sdxl_equals_the_stock_pipeline(random_sdxl_model, name):
+    check_against_stock(random_sdxl_model, Sampler(name, 4, 4.0))
+
+
+def check_against_stock(model: DiffusionModel, sampler: Sampler) -> None:
+    noise = model.latents([3, 2**31], 32, 48)
+    ours = model.denoise(model.encode(PROMPTS), noise, sampler, sampler.guidance)
+    pipe = model.pipe
+    pipe.scheduler = sampler.scheduler(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": sampler.steps, "guidance_scale": sampler.guidance, "latents": noise, "width": 32}
+    stock = pipe(PROMPTS, height=48, output_type="latent", **call).images
+    # Each of our prompts is encoded alone, stock encodes them as one batch: the last bits differ and grow with the
+    # steps. The latents are of order 1 to 10.
+    torch.testing.assert_close(ours, stock, rtol=1e-4, atol=1e-4)
+    pictures = pipe(PROMPTS, height=48, output_type="np", **call).images
+    difference = model.decode(ours).numpy().astype(int) - (pictures * 255).round().astype(int)
+    assert np.abs(difference).max() <= 1
+    assert np.asarray(pictures).std() > 0.01
+
+
+def test_guidance_can_differ_by_row_and_halves_are_left_out_at_one(random_sd_model):
+    model, sampler = random_sd_model, Sampler("ddim", 3, 5.0)
+    text, noise = model.encode(PROMPTS), model.latents([1, 2])
+    mixed = model.denoise(text, noise, sampler, [1.0, 6.0])
+    assert model.calls == 3 * 4
+    plain = model.denoise(text, noise, sampler, 1.0)
+    assert model.calls == 3 * 4 + 3 * 2
+    strong = model.denoise(text, noise, sampler, 6.0)
+    torch.testing.assert_close(mixed[0], plain[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mixed[1], strong[1], rtol=1e-4, atol=1e-4)
+    assert (plain - strong).abs().max() > 1e-2
+    before = model.calls
+    both = model.denoise(text, noise, sampler, 1.0, both_halves=True)
+    assert model.calls - before == 3 * 4
+    torch.testing.assert_close(both, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 6])
+def test_a_sampler_knows_its_number_of_calls(random_sd_model, name, steps):
+    scheduler = Sampler(name, steps, 5.0).scheduler(random_sd_model.pipe.scheduler.config)
+    scheduler.set_timesteps(steps)
+    assert len(scheduler.timesteps) == Sampler(name, steps, 5.0).calls()
+
+
+def test_stop_after_ends_the_walk_and_on_call_sees_every_call(random_sd_model):
+    model, sampler, seen = random_sd_model, Sampler("pndm", 5, 5.0), []
+    text, noise = model.encode(["a dog"]), model.latents([1])
+    states = list(model.trajectory(text, noise, sampler, 5.0))
+    model.calls = 0
+    early = model.denoise(text, noise, sampler, 5.0, stop_after=2, on_call=lambda i, t: seen.append((i, t)))
+    assert model.calls == 4
+    assert seen == [(0, 801), (1, 601)]
+    assert torch.equal(early, states[2])
+    assert len(states) == sampler.calls() + 1
+
+
+def test_a_batch_of_four_agrees_with_single_pictures(random_sd_model):
+    model, sampler = random_sd_model, Sampler("ddim", 4, 5.0)
+    prompts, seeds = ["a dog", "a church", "a lawn", ""], [1, 2, 3, 4]
+    together = model.denoise(model.encode(prompts), model.latents(seeds), sampler, 5.0)
+    alone = [model.denoise(model.encode([p]), model.latents([s]), sampler, 5.0) for p, s in zip(prompts, seeds)]
+    # Other batch sizes choose other kernels: float32 rounding, amplified by four steps of guidance 5.
+    torch.testing.assert_close(torch.cat(alone), together, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_found_by_kind(random_sd_model, random_sdxl_model, kind):
+    # One transformer layer in down, mid and two in up; SDXL's has two in each of them.
+    assert len(random_sd_model.layers(kind)) == 4
+    assert len(random_sdxl_model.layers(kind)) == 8
+    layers = random_sd_model.layers(kind)
+    assert list(layers) == sorted(layers)
+    text, width = random_sd_model.encode(["a"]).hidden.shape[-1], 64
+    shape = {"ffn1": (8 * width, width), "ffn2": (width, 4 * width), "cross_k": (width, text), "cross_v": (width, text)}
+    for layer in layers.values():
+        assert tuple(layer.weight.shape) == shape.get(kind, (width, width))
+
+
+def test_unknown_names_come_with_near_matches(random_sd_model):
+    with pytest.raises(ValueError, match="did you mean cross_v"):
+        random_sd_model.layers("crossv")
+    with pytest.raises(ValueError, match=r"unknown sampler 'dim'; did you mean ddim"):
+        Sampler("dim", 5, 5.0)
+    with pytest.raises(ValueError, match="positive"):
+        Sampler("ddim", 0, 5.0)
+
+
+def test_features_are_kept_and_do_not_depend_on_the_neighbours(random_sd_model):
+    first = random_sd_model.encode(["a dog", "a cat", "a dog"])
+    assert torch.equal(first.hidden[0], first.hidden[2])
+    assert torch.equal(random_sd_model.encode(["a cat"]).hidden, first[1].hidden)
+    assert first.hidden.shape[1] == random_sd_model.pipe.tokenizer.model_max_length
+    with pytest.raises(ValueError, match="list of prompts"):
+        random_sd_model.encode("a dog")
+
+
+def test_the_last_subject_token_is_found(random_sd_model):
+    # One token a letter: the start token, 4 letters, the end token.
+    features = random_sd_model.token_features(["a dog", "", "x" * 99])
+    assert features.last.tolist() == [4, 0, 18]
+
+
+def test_a_prompt_that_is_cut_is_warned_of_once(random_sd_model, caplog):
+    random_sd_model.encode(["y" * 30, "z" * 40])
+    assert [record.getMessage() for record in caplog.records if "cut" in record.getMessage()] == [
+        f"prompts are cut after 20 tokens; first: {'y' * 30!r} loses 12"
+    ]
+
+
+def test_noise_belongs_to_the_seed_alone(random_sd_model):
+    noise = random_sd_model.latents([7, 8, 7 + 2**32, 2**64 - 1])
+    assert torch.equal(noise[1], random_sd_model.latents([8])[0])
+    assert torch.equal(noise[0], torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(7)))
+    # torch's generator reads 32 bits only; without care the third row would repeat the first.
+    assert not torch.equal(noise[0], noise[2])
+    with pytest.raises(ValueError, match="2\\*\\*64"):
+        random_sd_model.latents([-1])
+    with pytest.raises(ValueError, match="multiples of 4"):
+        random_sd_model.latents([1], 33, 32)
+
+
+def test_nan_is_an_error_unless_black_is_asked_for(random_sd_model):
+    latents = random_sd_model.latents([1, 2])
+    clean = random_sd_model.decode(latents)
+    latents[1, 0, 0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="1 of 2 pictures"):
+        random_sd_model.decode(latents)
+    pictures = random_sd_model.decode(latents, nan_to_black=True)
+    assert pictures[1].max() == 0 and clean[1].max() > 0
+    assert (pictures[0].int() - clean[0].int()).abs().max() <= 1
+
+
+def test_features_and_latents_can_be_trained_on(random_sd_model):
+    """Methods take gradients through what denoise and encode return; inference mode would forbid it."""
+    model = random_sd_model
+    text = model.encode(["a dog"])
+    latents = model.denoise(text, model.latents([1]), Sampler("ddim", 2, 5.0), 5.0, stop_after=1)
+    weight = next(iter(model.layers("cross_k").values())).weight.requires_grad_(True)
+    model.unet(latents, 10, encoder_hidden_states=text.hidden).sample.square().mean().backward()
+    assert weight.grad.abs().sum() > 0
+
+
+def test_the_fingerprint_is_known_from_files_and_names_weights_and_dtype(random_sd_folder, tmp_path):
+    model = DiffusionModel.load(random_sd_folder, dtype="float32")
+    lazy = LazyModel(random_sd_folder)
+    assert model.fingerprint == fingerprint_of(random_sd_folder, torch.float32) == lazy.fingerprint
+    assert lazy.size == 32 and lazy.calls == 0 and not lazy.loaded
+    assert lazy() is lazy() and lazy.loaded
+    assert fingerprint_of(random_sd_folder, "float16") != model.fingerprint
+    copy = shutil.copytree(random_sd_folder, tmp_path / "copy")
+    config = json.loads((copy / "unet" / "config.json").read_text())
+    (copy / "unet" / "config.json").write_text(json.dumps({**config, "_diffusers_version": "0.0"}))
+    assert fingerprint_of(copy, "float32") == model.fingerprint
+    with torch.no_grad():
+        model.unet.conv_in.bias.add_(1.0)
+    model.unet.save_pretrained(copy / "unet")
+    assert fingerprint_of(copy, "float32") != model.fingerprint
+
+
+def test_a_copy_in_the_hub_cache_has_the_same_fingerprint(random_sd_folder, tmp_path):
+    """The cache keeps large files as links to blobs named by their sha256; that name is taken for the hash."""
+    copy = shutil.copytree(random_sd_folder, tmp_path / "snapshots" / "abc")
+    for file in list(copy.rglob("*.safetensors")):
+        blob = tmp_path / "blobs" / weights.file_sha256(file)
+        blob.parent.mkdir(exist_ok=True)
+        file.rename(blob)
+        file.symlink_to(blob)
+    assert fingerprint_of(copy, "float32") == fingerprint_of(random_sd_folder, "float32")
+
+
+def test_a_pipeline_in_memory_is_known_by_its_tensors(random_sd_folder):
+    first, second = (
+        DiffusionModel(diffusers.StableDiffusionPipeline.from_pretrained(random_sd_folder)) for _ in range(2)
+    )
+    assert first.fingerprint == second.fingerprint
+    with torch.no_grad():
+        second.unet.conv_in.bias.add_(1.0)
+    assert DiffusionModel(second.pipe).fingerprint != first.fingerprint
+
+
+def test_fp16_files_load_in_the_asked_dtype(random_sd_folder, tmp_path):
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(random_sd_folder)
+    pipe.to(torch.float16).save_pretrained(tmp_path / "half")
+    model = DiffusionModel.load(tmp_path / "half")
+    for module in (model.unet, model.pipe.vae, *model.encoders):
+        assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in model.unet.parameters())
+
+
+def test_the_xl_vae_stays_in_float32_under_float16(random_sdxl_folder, random_sd_folder):
+    model = DiffusionModel.load(random_sdxl_folder, dtype="float16")
+    assert (model.unet.dtype, model.pipe.vae.dtype) == (torch.float16, torch.float32)
+    assert model.decode(model.latents([1])).shape == (1, 32, 32, 3)
+    assert DiffusionModel.load(random_sd_folder, dtype="float16").pipe.vae.dtype == torch.float16
+
+
+def test_pickles_are_refused_and_missing_parts_named(random_sd_folder, tmp_path):
+    folder = shutil.copytree(random_sd_folder, tmp_path / "model")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UnsafeWeightsError, match="never loaded"):
+        DiffusionModel.load(folder)
+    (folder / "unet" / "diffusion_pytorch_model.bin").unlink()
+    with pytest.raises(ModelNotFound, match=r"no diffusion_pytorch_model\.safetensors"):
+        DiffusionModel.load(folder)
+    (folder / "model_index.json").unlink()
+    with pytest.raises(ModelNotFound, match=r"no model_index\.json"):
+        DiffusionModel.load(folder)
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(UnsafeWeightsError, match=r"convert it to \.safetensors"):
+        DiffusionModel.load(tmp_path / "model.ckpt")
+    with pytest.raises(ModelNotFound, match="no such folder"):
+        DiffusionModel.load("./nowhere/at-all")
+
+
+def test_a_hub_model_that_is_not_to_be_had_says_how_to_get_it(monkeypatch):
+    asked = []
+
+    def offline(repo, **options):
+        asked.append((repo, options["revision"]))
+        raise ConnectionError("no network\nat all")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", offline)
+    with pytest.raises(ModelNotFound) as error:
+        weights.locate("nobody/no-such-model", "abc123")
+    assert asked == [("nobody/no-such-model", "abc123")]
+    message = str(error.value)
+    assert "\n" not in message
+    assert "nobody/no-such-model" in message and "--revision abc123" in message and "model=folder" in message
+
+
+def test_cost_counts_seconds_and_unet_samples_by_stage(random_sd_model):
+    cost = Cost(random_sd_model, "cpu")
+    for _ in range(2):
+        with cost.stage("edit"):
+            random_sd_model.denoise(
+                random_sd_model.encode(["a"]), random_sd_model.latents([1]), Sampler("ddim", 2, 5), 5
+            )
+    with pytest.raises(RuntimeError, match="do not nest"), cost.stage("outer"), cost.stage("inner"):
+        pass
+    report = cost.as_dict()
+    assert report["stages"]["edit"]["unet_samples"] == report["unet_samples"] == 8
+    assert 0 < report["stages"]["edit"]["seconds"] <= report["seconds"]
+    assert report["peak_memory_bytes"] > 50e6 and report["device"] == "cpu"
+    assert json.loads(json.dumps(report)) == report
