@@ -48,35 +48,42 @@ class ConvNet(nn.Module):
 
 
 class _LargeKernelBlock(nn.Module):
-    """Depthwise 7 x 7, layer norm over channels, two pointwise layers, residual."""
+    """Depthwise 7 x 7 around a shortcut, then a pointwise layer, as in ConvMixer (Trockman and Kolter 2022)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.spread = nn.Conv2d(width, width, 7, padding=3, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.spread = nn.Sequential(
+            nn.Conv2d(width, width, 7, padding=3, groups=width), nn.GELU(), nn.BatchNorm2d(width)
+        )
+        self.mix = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.BatchNorm2d(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.norm(self.spread(x).permute(0, 2, 3, 1))
-        return x + self.down(F.gelu(self.up(y))).permute(0, 3, 1, 2)
+        return self.mix(x + self.spread(x))
 
 
 class LargeKernelNet(nn.Module):
-    """Overlapping patches of 4 pixels, then large-kernel blocks at 16 and 8 cells a side; no batch norm."""
+    """Overlapping patches of 4 pixels, then large-kernel blocks at 16 and 8 cells a side.
 
-    def __init__(self, labels: int, widths: Sequence[int] = (48, 112), blocks: Sequence[int] = (1, 3)) -> None:
+    Args:
+        labels: Number of labels.
+        widths: Widths at 16 and at 8 cells.
+        blocks: Number of blocks at each.
+    """
+
+    def __init__(self, labels: int, widths: Sequence[int] = (64, 160), blocks: Sequence[int] = (2, 4)) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(3, widths[0], 6, 4, 1)
-        self.fine = nn.Sequential(*(_LargeKernelBlock(widths[0]) for _ in range(blocks[0])))
-        self.merge = nn.Conv2d(widths[0], widths[1], 2, 2)
-        self.coarse = nn.Sequential(*(_LargeKernelBlock(widths[1]) for _ in range(blocks[1])))
-        self.norm = nn.LayerNorm(widths[1])
-        self.head = nn.Linear(widths[1], labels)
+        a, b = widths
+        self.body = nn.Sequential(
+            nn.Conv2d(3, a, 6, 4, 1), nn.GELU(), nn.BatchNorm2d(a),
+            *(_LargeKernelBlock(a) for _ in range(blocks[0])),
+            nn.Conv2d(a, b, 2, 2), nn.GELU(), nn.BatchNorm2d(b),
+            *(_LargeKernelBlock(b) for _ in range(blocks[1])),
+        )  # fmt: skip
+        self.head = nn.Linear(b, labels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Pictures [n, 3, 64, 64] to logits [n, labels]."""
-        x = self.coarse(self.merge(self.fine(self.patches(x))))
-        return self.head(self.norm(x.mean((2, 3))))
+        return self.head(self.body(x).mean((2, 3)))
 
 
 class HeatmapNet(nn.Module):

@@ -140,7 +140,7 @@ class Classifier(_Judge):
 
 
 class SecondClassifier(_Judge):
-    """Large-kernel network without batch norm, head `icon` only: an independent second opinion."""
+    """Large-kernel network, head `icon` only: an independent second opinion."""
 
     name = "second_classifier"
     labels = Classifier.labels

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .data import Drawn
@@ -69,9 +70,13 @@ def train_unet(recipe: Recipe, data: Drawn, out: Path, folder: Path) -> None:
     vae = AutoencoderKL.from_pretrained(out / "vae").eval()
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     text = CLIPTextModel.from_pretrained(out / "text_encoder").eval()
-    features, rows = caption_features(data.captions, tokenizer, text)
-    rows = np.array(rows)
-    pictures = latents(vae, data)
+    # Kept, so that a training that was stopped does not encode everything again.
+    cache = folder / "encoded.safetensors"
+    if not cache.exists():
+        features, rows = caption_features(data.captions, tokenizer, text)
+        save_file({"features": features, "rows": torch.tensor(rows), "latents": latents(vae, data)}, cache)
+    encoded = load_file(cache)
+    features, rows, pictures = encoded["features"], encoded["rows"].numpy(), encoded["latents"].contiguous()
     noise_schedule = DDPMScheduler(**SCHEDULE)
     snr = noise_schedule.alphas_cumprod / (1 - noise_schedule.alphas_cumprod)
     weights = snr.clamp(max=SNR_LIMIT) / snr

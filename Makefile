@@ -1,0 +1,47 @@
+# Every target but `help` first makes the environment, so one command is enough on a fresh machine.
+# Needed beforehand: make, git, and a python3 that can make virtual environments (only if uv is not installed).
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON_VERSION ?= >=3.11,<3.14
+UV_VERSION := 0.13.8
+
+# A uv that answers is used as it is; otherwise one is put into .uv/ (a name on PATH alone may be a shim to nothing).
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+PY := .venv/bin/python
+# Newer than the lock exactly when .venv holds what the lock says.
+STAMP := .venv/.installed
+
+.PHONY: help setup demo test bench tables lint
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## make .venv with the locked packages (done once, and again when the lock changes)
+
+demo: $(STAMP) ## the main job: FIA forgets five of ten objects in the tiny world, then a table and a picture
+	$(PY) run.py $(ARGS)
+
+test: $(STAMP) ## all tests that this machine can run (ARGS="-k store" picks some)
+	$(PY) -m pytest $(ARGS)
+
+bench: $(STAMP) ## measure images per second and what FIA's calibration adds to bare denoising
+	$(PY) -m experiments.bench $(ARGS)
+
+tables: $(STAMP) ## rebuild the tables from results/records
+	$(PY) -m experiments.tables results/records $(ARGS)
+
+lint: $(STAMP) ## ruff: rules and formatting
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+$(STAMP): requirements.lock $(filter .uv/bin/uv,$(UV))
+	$(UV) venv --quiet --allow-existing --python '$(PYTHON_VERSION)' .venv
+	$(UV) pip sync --python $(PY) --require-hashes requirements.lock
+	@touch $@
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet uv==$(UV_VERSION)
