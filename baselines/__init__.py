@@ -1,0 +1,1 @@
+"""Methods that FIA is compared with, one a file; nothing but the method's idea."""

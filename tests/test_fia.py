@@ -1,0 +1,509 @@
+"""FIA: hand-computed cases, the specification's invariants, and an independent slow reference on a random model."""
+
+from __future__ import annotations
+
+import gc
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import slow_fia
+import torch
+
+from fia.fia import FIA
+from fia.fusion import agnostic_threshold, fuse
+from fia.masks import MaskSet, count, pack, unpack
+from fia.neurons import budget, kth_largest, passes, score, select, select_across_layers, top_entries
+from fia.statistics import Calibration, Moments, activity, contrast_each_step
+from harness.edit import NoEffectError
+from harness.prompts import contrast_pairs
+from harness.sampler import Sampler
+from harness.task import Concept
+
+SAMPLER = Sampler("pndm", 5, 7.5)
+WORDS = ("road", "tree", "beach", "room")
+CONCEPTS = [Concept(name, "object") for name in ("church", "tench", "gas pump")]
+QUICK = {"sampler": SAMPLER, "steps": 3, "words": WORDS, "r1": 0.1, "r2": 0.05, "chunk": 4}
+RELEASE = {"cosine": False, "row_normalise": True, "strict": True, "strength_normalise": True, "zero_score": True}
+
+
+class Shelf(dict):
+    """A stage that keeps what is made in memory; like the store, it keeps nothing where `make` fails."""
+
+    def __call__(self, name, key, make):
+        at = (name, repr(sorted(key.items())))
+        if at not in self:
+            self[at] = make()
+        return self[at]
+
+
+def edit(model, concepts=CONCEPTS, shelf=None, **settings):
+    return FIA(**QUICK | settings).edit(model, concepts, 0, Shelf() if shelf is None else shelf)
+
+
+def overlap(a, b) -> float:
+    """Shared share of two masks' ones."""
+    a, b = (torch.cat([t.flatten() for _, t in sorted(x.items())]) for x in (a, b))
+    return float((a & b).sum() / (a | b).sum())
+
+
+# Eq. 1 and 2
+
+
+def equation_1(x, w) -> np.ndarray:
+    """U / |W| of one prompt, entry by entry in float64: x [tokens, Cin], w [Cout, Cin]."""
+    result = np.zeros(w.shape)
+    for i in range(w.shape[0]):
+        y = [math.fsum(w[i, j] * x[n, j] for j in range(w.shape[1])) for n in range(x.shape[0])]
+        for j in range(w.shape[1]):
+            norm_x, norm_y = math.hypot(*x[:, j]), math.hypot(*y)
+            result[i, j] = norm_x * abs(math.fsum(x[:, j] * y)) / (norm_x * norm_y + 1e-8)
+    return result
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6), (40, 12, 3)], ids=["direct", "gram"])
+def test_activity_is_equation_1(shape):
+    tokens, rows, columns = shape
+    generator = torch.Generator().manual_seed(1)
+    x, w = torch.randn(2, tokens, columns, generator=generator), torch.randn(rows, columns, generator=generator)
+    x[0, :, 1] = 0  # a dead channel has no activity, not NaN
+    expected = np.stack([equation_1(prompt.double().numpy(), w.double().numpy()) for prompt in x])
+    for dtype, tolerance in (("float32", 2e-6), ("float64", 1e-12), ("bfloat16", 2e-2)):
+        got = activity(x, w, cosine=True, row_normalise=False, dtype=dtype).double().numpy()
+        np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * expected.max())
+    for p in range(2):
+        np.testing.assert_allclose(slow_fia.paper_activity(x[p].double().numpy(), w.double().numpy()), expected[p])
+        got = activity(x[p : p + 1], w, cosine=False, row_normalise=True).double().numpy()
+        np.testing.assert_allclose(got, slow_fia.released_activity(x[p].double().numpy(), w.numpy())[:1], rtol=1e-5)
+
+
+def test_row_normalised_norms_sum_to_the_number_of_live_rows():
+    x = torch.randn(3, 7, 5)
+    x[1, 2] = 0
+    squares = activity(x, torch.randn(2, 5), cosine=False, row_normalise=True).square().sum(-1)
+    torch.testing.assert_close(squares, torch.tensor([7.0, 6.0, 7.0]))
+
+
+def test_moments_do_not_depend_on_batches():
+    values = 1e4 + torch.rand(11, 3, 4, dtype=torch.float64)  # a large mean would drown the two-moment formula
+    for sizes in ((11,), (1,) * 11, (4, 4, 3), (8, 3)):
+        moments = Moments(spread=True)
+        for part in values.float().split(sizes):
+            moments.add(part)
+        reference = values.float().double()
+        torch.testing.assert_close(moments.mean.double(), reference.mean(0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(moments.std().double(), reference.std(0, correction=0), rtol=2e-3, atol=0)
+        assert moments.count == 11
+
+
+# Eq. 3 to 6
+
+
+def test_threshold_by_hand():
+    s = torch.tensor([[0.0, 3.0, 1.0], [3.0, 0.0, 2.0], [0.0, 0.0, 5.0]])
+    assert kth_largest(s.flatten(), 2) == 3
+    two_of_nine = 0.25  # floor(0.25 * 9) = 2: tau is the second largest value, 3, which occurs twice
+    assert passes(s, two_of_nine, strict=True).tolist() == [[False] * 3, [False] * 3, [False, False, True]]
+    assert passes(s, two_of_nine, strict=False).sum() == 3  # the tie counts on both sides
+    assert passes(s, 1.0, strict=True).sum() == passes(s, 1.0, strict=False).sum() == 5  # zeros never pass
+
+
+def test_score_by_hand():
+    strength, frequency = torch.tensor([[4.0, 0.0], [2.0, 1.0]]), torch.tensor([[0.5, 0.0], [1.0, 0.0]])
+    assert score(strength, frequency, strength_normalise=False).tolist() == [[2.25, 0.0], [1.5, 0.5]]
+    assert score(strength, frequency, strength_normalise=True).tolist() == [[0.75, 0.0], [0.75, 0.125]]
+    assert torch.equal(score(strength, frequency, strength_normalise=False, use_frequency=False), strength)
+    assert not score(0 * strength, 0 * frequency, strength_normalise=True).any()
+
+
+def test_selection_by_hand():
+    a = torch.tensor([[0.9, 0.8, 0.1], [0.0, 0.2, 0.2], [0.7, 0.0, 0.6]])
+    third = 0.34  # one a row, three a layer
+    row = [[1, 0, 0], [0, 1, 0], [1, 0, 0]]  # row 1: the tie goes to the lower index
+    layer = [[1, 1, 0], [0, 0, 0], [1, 0, 0]]
+    both = [[1, 0, 0], [0, 0, 0], [1, 0, 0]]
+    for granularity, expected in (("channel", row), ("layer", layer), ("both", both)):
+        assert select(a, third, granularity, zero_score=False).int().tolist() == expected
+    assert select(torch.zeros(3, 3), third, "both", zero_score=False).sum() == 0
+    assert select(torch.zeros(3, 3), third, "layer", zero_score=True).int().tolist() == [[1, 1, 1], [0] * 3, [0] * 3]
+    assert select(a, third, "channel", zero_score=True).sum(1).tolist() == [1, 1, 1]
+    # Temporal only: one pool for all layers, so a weak layer may get nothing.
+    pooled = select_across_layers({"weak": a / 10, "strong": a}, 0.17, zero_score=False)
+    assert (int(pooled["weak"].sum()), int(pooled["strong"].sum())) == (0, 3)
+
+
+@pytest.mark.parametrize("k", [1, 3, 17, 40])
+def test_top_entries_agree_with_a_stable_sort(k):
+    scores = torch.randint(0, 6, (9, 40), generator=torch.Generator().manual_seed(k)).float()
+    expected = torch.zeros_like(scores, dtype=torch.bool)
+    expected.scatter_(1, scores.argsort(dim=1, descending=True, stable=True)[:, :k], True)
+    assert torch.equal(top_entries(scores, k), expected)
+
+
+@pytest.mark.parametrize(
+    ("share", "n", "expected"),
+    [(0.007, 1280, 8), (0.007, 2560, 17), (0.007, 5120, 35), (0.03, 5120, 153), (0.007, 320 * 1280, 2867)]
+    + [(0.05, 1280 * 5120, 327680), (0.29, 100, 29), (0.001, 10, 1), (1.0, 7, 7)],
+)
+def test_budgets(share, n, expected):
+    assert budget(share, n) == expected
+
+
+# Eq. 8
+
+
+def test_fusion_by_hand():
+    votes = torch.tensor([[0, 1, 2], [3, 0, 2], [1, 1, 3]])
+    fused = fuse(votes, agnostic_threshold(0.6, 3))  # ceil(1.8) = 2
+    assert fused.prune.int().tolist() == [[0, 1, 0], [0, 0, 0], [1, 1, 0]]
+    assert (fused.pruned, fused.agnostic, fused.untouched) == (3, 4, 2)
+    assert torch.equal(fuse(votes, agnostic_threshold(0.6, 3, fusion="union")).prune, votes > 0)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "concepts", "expected"),
+    [(0.6, 2, 2), (0.8, 2, 2), (0.6, 3, 2), (0.8, 3, 3), (0.6, 5, 3), (0.8, 5, 4), (0.6, 10, 6), (0.8, 50, 40)]
+    + [(0.07, 100, 7), (1.0, 4, 4), (0.01, 4, 1)],
+)
+def test_agnostic_threshold(alpha, concepts, expected):
+    assert agnostic_threshold(alpha, concepts) == expected
+
+
+def test_single_concept_thresholds():
+    assert agnostic_threshold(0.6, 1) == 2
+    assert agnostic_threshold(0.6, 1, single_concept="paper_noop") == 1
+    assert not fuse(torch.tensor([[1, 0]]), 1).prune.any()
+
+
+def test_mask_sets_fuse_any_subset():
+    generator = torch.Generator().manual_seed(3)
+    masks = {c: {"b": torch.rand(6, 50, generator=generator) < p, "a": torch.zeros(2, 9).bool()} for c, p in
+             (("x", 0.5), ("y", 0.3), ("z", 0.01))}  # fmt: skip
+    packed = {concept: pack(mask) for concept, mask in masks.items()}
+    for concept, mask in masks.items():
+        restored = unpack(packed[concept])
+        assert list(restored) == ["a", "b"] and all(torch.equal(restored[n], mask[n]) for n in mask)
+        assert count(packed[concept]) == int(mask["b"].sum())
+        assert all(t.dtype in (torch.uint8, torch.int64) for t in packed[concept].values())
+    chosen = MaskSet(packed)
+    votes = sum(masks[c]["b"].int() for c in "xyz")
+    previous = torch.zeros(6, 50).bool()
+    for alpha in (0.3, 0.4, 0.7, 1.0):  # the pruned set grows with alpha
+        threshold, layers = chosen.fuse(alpha=alpha)
+        prune = layers["b"].prune
+        assert torch.equal(prune, (votes > 0) & (votes < math.ceil(alpha * 3)))
+        assert threshold == math.ceil(alpha * 3) and not (previous & ~prune).any()
+        previous = prune
+    _, union = chosen.fuse(alpha=1.0, fusion="union")
+    assert not (previous & ~union["b"].prune).any() and union["b"].agnostic == 0
+    _, forward = chosen.fuse(["x", "y"], alpha=0.6)
+    _, backward = chosen.fuse(["y", "x"], alpha=0.6)
+    assert torch.equal(forward["b"].prune, masks["x"]["b"] ^ masks["y"]["b"])  # tau_ca = 2 keeps what both chose
+    assert torch.equal(forward["b"].prune, backward["b"].prune)
+    threshold, twice = chosen.fuse(["x", "x", "y"], alpha=0.6)
+    assert threshold == 2 and torch.equal(twice["b"].prune, masks["y"]["b"] & ~masks["x"]["b"])
+
+
+# On a random model, against the slow reference
+
+
+def slow_masks(model, preset: str, method: FIA) -> tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
+    """Scores and masks of CONCEPTS by the slow reference."""
+    scores, masks = [], []
+    for concept in CONCEPTS:
+        prompts, base = contrast_pairs(concept, seed=method.seed, words=method.words)
+        a = slow_fia.concept_scores(
+            model, prompts, base, SAMPLER, method.steps, method.seed, method.r1, preset=preset
+        )  # fmt: skip
+        scores.append(a)
+        masks.append({n: slow_fia.mask(a[n], method.r2, zero_score=method.zero_score) for n in a})
+    return scores, masks
+
+
+@pytest.mark.parametrize("preset", ["release", "paper"])
+def test_masks_are_those_of_the_slow_reference(random_sd_model, preset):
+    """The same masks, entry by entry. The two compute in float32 and float64, in different orders, so an entry may
+    differ only where two scores around a threshold are closer than that; such near-ties are counted and bounded."""
+    method = FIA(**QUICK | (RELEASE if preset == "release" else {}))
+    scores, expected = slow_masks(random_sd_model, preset, method)
+    found = method.masks(random_sd_model, CONCEPTS, 0, Shelf())
+    differing = total = 0
+    for concept, a, mask in zip(CONCEPTS, scores, expected, strict=True):
+        got = unpack(found.masks[concept])
+        assert set(got) == set(mask) == set(random_sd_model.layers("ffn2"))
+        for name in mask:
+            differs = got[name].numpy() != mask[name]
+            total += int(mask[name].sum())
+            differing += int(differs.sum())
+            for i, j in np.argwhere(differs):
+                row, layer = (np.sort(v)[::-1] for v in (a[name][i], a[name].ravel()))
+                edges = np.array([row[budget(method.r2, row.size) - 1], layer[budget(method.r2, layer.size) - 1]])
+                assert np.abs(a[name][i, j] - edges).min() < 1e-4 * a[name].max()
+    assert total > 300 and differing <= 0.001 * total
+    made = method.edit(random_sd_model, CONCEPTS, 0, Shelf())
+    for name in expected[0]:
+        prune = slow_fia.pruned([mask[name] for mask in expected], method.alpha)
+        assert (made.tensors[f"{name}.weight"].numpy() != prune).sum() <= differing
+
+
+def test_released_saliency_is_rank_one_and_scores_lie_in_the_unit_interval(random_sd_model):
+    method, shelf = FIA(**QUICK | RELEASE), Shelf()
+    method.masks(random_sd_model, CONCEPTS, 0, shelf)
+    kept = [tensors for (name, _), tensors in shelf.items() if name == "fia.saliency"]
+    assert len(kept) == len(CONCEPTS)
+    for tensors in kept:
+        for name, layer in random_sd_model.layers("ffn2").items():
+            strength, passed = tensors[f"strength/{name}"], tensors[f"count/{name}"].float()
+            ratio = strength / layer.weight.abs()
+            torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-4, atol=1e-7)
+            k = budget(method.r1, strength.numel())
+            assert passed.sum() <= method.steps * (k - 1)
+            a = score(strength, passed / method.steps, strength_normalise=True)
+            assert 0 <= a.min() and 0.5 <= a.max() <= 1
+
+
+def test_equal_prompts_have_no_saliency(random_sd_model):
+    layers = random_sd_model.layers("ffn2")
+    how = Calibration(SAMPLER, steps=2, seed=1, size=(32, 32), chunk=3)
+    seen = []
+    prompts = ["a road", "a tree"]
+    contrast_each_step(random_sd_model, layers, prompts, [prompts], how, lambda i, n, d: seen.append((i, n, d)))
+    assert len(seen) == 2 * len(layers) and not any(d.any() for _, _, d in seen)
+
+
+def test_grouping_and_chunks_do_not_matter(random_sd_model):
+    """Kernels round differently at other batch sizes, which moves scores by about 1e-6: a few near-ties may flip."""
+    base = edit(random_sd_model, group=3, chunk=4).tensors
+    for group, chunk in ((1, 4), (2, 1), (3, 3), (2, 16)):
+        other = edit(random_sd_model, group=group, chunk=chunk).tensors
+        assert overlap(base, other) >= 0.999
+    backwards = edit(random_sd_model, CONCEPTS[::-1], group=2).tensors
+    assert overlap(base, backwards) >= 0.999
+
+
+def test_lock_step_is_the_denoising_loop(random_sd_model):
+    """Chunks that walk in step reach the latents that `denoise` reaches."""
+    text, noise = random_sd_model.encode(["a road", "a tree"]), random_sd_model.latents([1, 2])
+    walks = [random_sd_model.trajectory(text[i], noise[i : i + 1], SAMPLER, 7.5) for i in range(2)]
+    for _ in range(4):
+        latest = [next(walk) for walk in walks]
+    for i in range(2):
+        alone = random_sd_model.denoise(text[i], noise[i : i + 1], SAMPLER, 7.5, stop_after=3)
+        assert torch.equal(latest[i], alone)
+
+
+# Stages
+
+
+def test_selection_and_fusion_parameters_need_no_unet_call(random_sd_model):
+    shelf = Shelf()
+    first = edit(random_sd_model, shelf=shelf)
+    calls = random_sd_model.calls
+    assert calls == 2 * QUICK["steps"] * len(WORDS) * (1 + len(CONCEPTS))  # the base prompts run once
+    changed = [
+        edit(random_sd_model, shelf=shelf, **change)
+        for change in (
+            {"r2": 0.01}, {"alpha": 1.0}, {"granularity": "channel"}, {"granularity": "layer"}, {"fusion": "union"},
+            {"selection": "temporal"}, {"selection": "spatial"}, {"strength_normalise": True},
+            {"r2_per_concept": {"TENCH": 0.2}},
+        )
+    ]  # fmt: skip
+    changed.append(edit(random_sd_model, CONCEPTS[1:2], shelf))
+    assert random_sd_model.calls == calls
+    fingerprints = {e.fingerprint for e in (first, *changed)}
+    assert len(fingerprints) == len(changed) + 1  # and every one of them matters
+    assert edit(random_sd_model, shelf=shelf).fingerprint == first.fingerprint
+    edit(random_sd_model, [*CONCEPTS, Concept("chain saw", "object")], shelf)
+    assert random_sd_model.calls == calls + 2 * QUICK["steps"] * len(WORDS) * 2  # one new concept and the base
+    edit(random_sd_model, shelf=shelf, chunk=2, group=1)
+    edit(random_sd_model, shelf=shelf, r1=0.2)
+    assert random_sd_model.calls == 2 * calls + 2 * QUICK["steps"] * len(WORDS) * 2
+
+
+def test_every_calibration_switch_changes_the_saliency(random_sd_model):
+    prints = [
+        edit(random_sd_model, **change).fingerprint
+        for change in (
+            {}, {"cosine": False}, {"row_normalise": True}, {"halves": "cond"}, {"halves": "uncond"}, {"steps": 2},
+            {"steps": None}, {"num_pairs": 3}, {"seed": 5}, {"r1": 0.02}, {"words": ("cafe", "mall", "office")},
+            {"sampler": Sampler("ddim", 5, 7.5)}, {"sampler": Sampler("pndm", 5, 1.0)}, {"size": (32, 16)},
+            {"seed": None}, {"strict": True},
+        )
+    ]  # fmt: skip
+    assert len(set(prints)) == len(prints)
+
+
+@pytest.mark.parametrize("kind", ["ffn1", "cross_k", "cross_v", "self_k", "self_v"])
+def test_every_kind_of_layer(random_sd_model, kind):
+    made = edit(random_sd_model, kind=kind)
+    assert set(made.tensors) == {f"{name}.weight" for name in random_sd_model.layers(kind)}
+    assert any(t.any() for t in made.tensors.values())
+
+
+def test_device_memory_is_flat_in_steps_and_concepts(random_sd_model):
+    """The bytes of all live tensors when the last concept's contrasts are handed over, at every step."""
+    layers = random_sd_model.layers("ffn2")
+    first = next(iter(layers))
+    prompts = [[f"a thing{i} near the road", f"a thing{i} in a tree"] for i in range(4)]
+    random_sd_model.encode(["", "a road", "a tree", *(p for pair in prompts for p in pair)])  # kept by the model
+
+    def peak(steps: int, concepts: int) -> int:
+        live = []
+
+        def take(index: int, name: str, _: torch.Tensor) -> None:
+            if (index, name) == (concepts - 1, first):
+                tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]
+                sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+                live.append(sum(sizes.values()))
+
+        how = Calibration(SAMPLER, steps=steps, seed=1, size=(32, 32), chunk=2)
+        contrast_each_step(random_sd_model, layers, ["a road", "a tree"], prompts[:concepts], how, take)
+        assert len(live) == steps
+        return max(live)
+
+    # Latents, text features and scheduler states grow a little; one more accumulator of the layers' size would show.
+    accumulator = sum(layer.weight.numel() * 4 for layer in layers.values())
+    short = peak(2, 1)
+    assert short > 3 * accumulator  # mean and variance of the base prompts, mean of one concept
+    assert peak(5, 1) - short < accumulator / 4
+    assert peak(2, 4) - short < accumulator
+
+
+# The edit
+
+
+def test_the_edit_prunes_only_ffn2_and_comes_off_again(random_sd_model):
+    before = {n: p.clone() for n, p in random_sd_model.unet.named_parameters()}
+    made = edit(random_sd_model)
+    assert all(torch.equal(p, before[n]) for n, p in random_sd_model.unet.named_parameters())
+    with made.applied(random_sd_model):
+        for name, p in random_sd_model.unet.named_parameters():
+            mask = made.tensors.get(name, torch.zeros_like(p, dtype=torch.bool))
+            assert torch.equal(p, before[name].masked_fill(mask, 0))
+    assert all(torch.equal(p, before[n]) for n, p in random_sd_model.unet.named_parameters())
+    assert not any(m._forward_pre_hooks for m in random_sd_model.unet.modules())
+
+
+def test_info_counts_what_the_mask_holds(random_sd_model):
+    made = edit(random_sd_model, r2_per_concept={"Gas Pump": 0.2})
+    counts = made.info["counts"]["all"]
+    assert made.info["tau_ca"] == 2
+    assert counts["pruned"] == sum(int(t.sum()) for t in made.tensors.values()) > 0
+    assert counts["weights"] == counts["pruned"] + counts["agnostic"] + counts["untouched"]
+    assert counts["weights"] == sum(t.numel() for t in made.tensors.values())
+    per_concept = made.info["per_concept"]
+    assert per_concept["gas pump"]["r2"] == 0.2 and per_concept["church"]["r2"] == QUICK["r2"]
+    for part in per_concept.values():
+        assert 0 < part["selected"] <= part["requested"]
+    union = edit(random_sd_model, fusion="union")
+    agnostic = edit(random_sd_model, alpha=1.0)
+    assert all(not (agnostic.tensors[n] & ~union.tensors[n]).any() for n in union.tensors)
+
+
+def test_single_concept(random_sd_model):
+    alone = edit(random_sd_model, CONCEPTS[:1])
+    assert alone.info["counts"]["all"]["pruned"] == alone.info["per_concept"]["church"]["selected"] > 0
+    calls = random_sd_model.calls
+    with pytest.raises(NoEffectError, match=r"tau_ca = ceil\(0\.6 \* 1\) = 1"):
+        edit(random_sd_model, CONCEPTS[:1], single_concept="paper_noop")
+    with pytest.raises(NoEffectError, match=r"tau_ca = ceil\(0\.2 \* 3\) = 1"):
+        edit(random_sd_model, alpha=0.2)
+    assert random_sd_model.calls == calls  # known before anything is run
+
+
+def test_nothing_to_prune_says_why(random_sd_model):
+    with torch.no_grad():
+        for layer in random_sd_model.layers("ffn2").values():
+            layer.weight.zero_()
+    with pytest.raises(NoEffectError, match="no weight has any saliency"):
+        edit(random_sd_model)
+
+
+def test_broken_activations_are_not_scored(random_sd_model):
+    with torch.no_grad():
+        next(iter(random_sd_model.layers("ffn1").values())).weight[0, 0] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"ff\.net\.2 holds NaN"):
+        edit(random_sd_model)
+
+
+def test_sdxl(random_sdxl_model):
+    made = edit(random_sdxl_model)
+    assert len(made.tensors) == len(random_sdxl_model.layers("ffn2")) > 3
+    assert made.info["counts"]["all"]["pruned"] > 0
+    styles = [Concept("Van Gogh", "style"), Concept("Monet", "style")]
+    assert edit(random_sdxl_model, styles, words=("cat", "clock")).info["tau_ca"] == 2
+
+
+# Parameters
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r2": 3}, "r2 is a fraction.*got 3; 3 % is written 0.03"),
+        ({"r1": 5.0}, "5 % is written 0.05"),
+        ({"alpha": 60}, "60 % is written 0.6"),
+        ({"r2": 0}, "r2 is a fraction"),
+        ({"r2": -0.1}, "r2 is a fraction"),
+        ({"alpha": "0.6"}, "alpha is a fraction"),
+        ({"r1": float("nan")}, "r1 is a fraction"),
+        ({"r2_per_concept": {"tench": 3}}, r"r2_per_concept\[tench\].*3 % is written 0.03"),
+        ({"r2_per_concept": "papers"}, "null, paper or a map"),
+        ({"kind": "ffn3"}, "'ffn3'; did you mean ffn"),
+        ({"granularity": "chanel"}, "did you mean channel"),
+        ({"halves": "con"}, "did you mean cond"),
+        ({"selection": "time"}, "fia's selection"),
+        ({"fusion": "naive"}, "fia's fusion"),
+        ({"single_concept": "paper_no"}, "did you mean paper_noop"),
+        ({"saliency_dtype": "fp32"}, "fia's saliency_dtype"),
+        ({"steps": 0}, "steps is a whole number"),
+        ({"steps": 7}, "pndm with 5 steps makes 6"),
+        ({"num_pairs": 2.5}, "num_pairs is a whole number >= 1 or null"),
+        ({"chunk": None}, "chunk is a whole number"),
+        ({"cosine": "no"}, "cosine is true or false"),
+        ({"size": [32]}, r"size is null, a number of pixels or \[width, height\]"),
+    ],
+)
+def test_bad_parameters(settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        FIA(**QUICK | settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_names_and_words(random_sd_model):
+    with pytest.raises(ValueError, match=r"'tensch'.*did you mean 'tench'"):
+        edit(random_sd_model, r2_per_concept={"tensch": 0.1})
+    with pytest.raises(ValueError, match="at least one concept"):
+        edit(random_sd_model, [])
+    with pytest.raises(ValueError, match="1 to 4 pairs"):
+        edit(random_sd_model, num_pairs=5)
+
+
+@pytest.mark.parametrize(("task", "expected"), [("imagenette", 0.03), (None, 0.03), ("custom", 0.007)])
+def test_the_papers_table_is_for_the_papers_tasks(task, expected):
+    method = FIA(r2_per_concept="paper", r1_per_concept="paper", task_name=task)
+    assert method._r2(Concept("Golf Ball", "object")) == expected
+    assert method._r2(Concept("church", "object")) == 0.007
+    assert method._r1(Concept("Sexual", "style")) == (0.06 if expected == 0.03 else 0.05)
+
+
+def test_configurations():
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    conf = str(Path(__file__).resolve().parents[1] / "conf" / "method")
+    with initialize_config_dir(conf, version_base=None):
+        paper, release, none = (instantiate(compose(name)) for name in ("fia", "fia_release", "none"))
+        changed = instantiate(compose("fia", ["r2_per_concept={golf ball: 0.2}", "words=[road,tree]"]))
+    assert paper == FIA(r1_per_concept="paper", r2_per_concept="paper")
+    assert release == FIA(name="fia_release", r1_per_concept="paper", r2_per_concept="paper", **RELEASE)
+    assert none.name == "none"
+    assert changed._r2(Concept("Golf ball", "object")) == 0.2 and changed._r2(Concept("parachute", "object")) == 0.007
+
+
+def test_the_unedited_model(random_sd_model):
+    from baselines.none import Unedited
+
+    made = Unedited().edit(random_sd_model, CONCEPTS, 0, Shelf())
+    assert made.kind == "none" and made.tensors == {} and random_sd_model.calls == 0
