@@ -40,10 +40,10 @@ class Recipe:
     vae_again: Stage = field(default_factory=lambda: Stage(900, 16, 1.5e-3, ema=0.995))
     text: Stage = field(default_factory=lambda: Stage(900, 192, 1.5e-3, weight_decay=0.1))
     unet: Stage = field(default_factory=lambda: Stage(3_000, 64, 1.2e-3, ema=0.998))
-    judge: Stage = field(default_factory=lambda: Stage(1_200, 96, 4e-3))
-    second_judge: Stage = field(default_factory=lambda: Stage(900, 96, 2e-3))
-    clip: Stage = field(default_factory=lambda: Stage(1_200, 192, 1.5e-3, weight_decay=0.1))
-    detector: Stage = field(default_factory=lambda: Stage(900, 64, 2e-3))
+    judge: Stage = field(default_factory=lambda: Stage(2_400, 96, 4e-3))
+    second_judge: Stage = field(default_factory=lambda: Stage(600, 96, 2e-3))
+    clip: Stage = field(default_factory=lambda: Stage(800, 160, 1.5e-3, weight_decay=0.1))
+    detector: Stage = field(default_factory=lambda: Stage(700, 64, 2e-3))
 
 
 def smoke(recipe: Recipe) -> Recipe:

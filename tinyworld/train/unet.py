@@ -76,7 +76,7 @@ def train_unet(recipe: Recipe, data: Drawn, out: Path, folder: Path) -> None:
         features, rows = caption_features(data.captions, tokenizer, text)
         save_file({"features": features, "rows": torch.tensor(rows), "latents": latents(vae, data)}, cache)
     encoded = load_file(cache)
-    features, rows, pictures = encoded["features"], encoded["rows"].numpy(), encoded["latents"].contiguous()
+    features, rows, pictures = encoded["features"], encoded["rows"].numpy(), encoded["latents"]
     noise_schedule = DDPMScheduler(**SCHEDULE)
     snr = noise_schedule.alphas_cumprod / (1 - noise_schedule.alphas_cumprod)
     weights = snr.clamp(max=SNR_LIMIT) / snr

@@ -82,4 +82,4 @@ def latents(vae: AutoencoderKL, data: Drawn, batch: int = 128) -> torch.Tensor:
     with autocast():
         for start in range(0, len(data), batch):
             parts.append((encode(vae, data.images[start : start + batch]) * vae.config.scaling_factor).half())
-    return torch.cat(parts)
+    return torch.cat(parts).contiguous()

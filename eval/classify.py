@@ -1,0 +1,195 @@
+"""Classification accuracy: what a judge still names (forget accuracy) and what it names after all (preserve accuracy).
+
+Scoring is by class index, top-1. The names of a judge's labels are compared as a whole without regard to case when a
+task's class is looked up; the published containment rule, under which a "gar" counts as a garbage truck, is not used.
+Every row keeps the five best indices, so other rules can be replayed without new pictures.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from .stats import Interval, macro_mean, overall_score, wilson
+from .values import ALL, Judge, Value, check_images
+
+if TYPE_CHECKING:
+    from harness.generate import ImageSet
+    from harness.task import Task
+
+TOP = 5
+
+
+def class_index(name: str, labels: tuple[str, ...], judge: str) -> int:
+    """Position of a class name among a judge's labels.
+
+    Raises:
+        ValueError: No label, or more than one, has this name.
+    """
+    found = [i for i, label in enumerate(labels) if label.casefold() == name.casefold()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(f"{judge} has {len(found)} labels named {name!r}: indices {found}")
+    near = difflib.get_close_matches(name, labels, n=3)
+    hint = f"; near matches: {', '.join(near)}" if near else ""
+    raise ValueError(f"{judge} has no label {name!r} among its {len(labels)}{hint}")
+
+
+@dataclass
+class Classify:
+    """Accuracy of one judge's head on the pictures of the task's classes.
+
+    Attributes:
+        judge: The classifier.
+        set: The prompt set that is scored; its rows' `label` is the class asked for.
+        head: Which of the judge's heads; the first one if left out. Ids name it only where it is not the first.
+    """
+
+    judge: Judge
+    set: str = "classes"
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        heads = tuple(self.judge.labels)
+        self.head = self.head or heads[0]
+        if self.head not in heads:
+            raise ValueError(f"{self.judge.id} has the heads {', '.join(heads)}; head={self.head!r} is none of them")
+
+    @property
+    def scorer(self) -> str:
+        """The part of every id that says who judged."""
+        first = next(iter(self.judge.labels))
+        return self.judge.id if self.head == first else f"{self.judge.id}/{self.head}"
+
+    @property
+    def id(self) -> str:
+        return f"classify/{self.scorer}"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.judge.fingerprint
+
+    def rows(self, images: ImageSet, reference: ImageSet | None = None) -> pd.DataFrame:
+        """Columns: label, target (index), predicted (index), predicted_name, correct, probability of the target, top5
+        (indices, best first, joined by spaces) and `draw` (prompt and seed: equal where a picture is the same)."""
+        check_images(images)
+        labels, rows = self.judge.labels[self.head], images.prompts.rows
+        targets = [class_index(row.label, labels, self.judge.id) for row in rows]
+        logits = self.judge.logits(images.images)[self.head].double()
+        best = logits.topk(min(TOP, len(labels)), dim=1).indices
+        probability = logits.softmax(1)
+        return pd.DataFrame(
+            {
+                "label": [row.label for row in rows],
+                "target": targets,
+                "predicted": best[:, 0].tolist(),
+                "predicted_name": [labels[i] for i in best[:, 0].tolist()],
+                "correct": [int(i == target) for i, target in zip(best[:, 0].tolist(), targets)],
+                "probability": [float(probability[i, target]) for i, target in enumerate(targets)],
+                "top5": [" ".join(map(str, line)) for line in best.tolist()],
+                "draw": [f"{row.seed} {row.prompt}" for row in rows],
+            },
+            index=pd.Index([row.id for row in rows], name="id"),
+        )
+
+    def summarise(self, rows: pd.DataFrame, task: Task, reference_rows: pd.DataFrame | None = None) -> list[Value]:
+        """Forget and preserve accuracy by class and as macro means, and the overall score where there are both.
+
+        Raises:
+            ValueError: A class of the task has no picture, or a picture's class belongs to no side of the task.
+        """
+        sides = {
+            "forget_accuracy": ([concept.name for concept in task.concepts], False),
+            "preserve_accuracy": (list(task.keep), True),
+        }
+        by_class = {label.casefold(): part for label, part in rows.groupby("label", sort=False)}
+        known = {name.casefold() for names, _ in sides.values() for name in names}
+        strange = [part["label"].iloc[0] for label, part in by_class.items() if label not in known]
+        if strange:
+            raise ValueError(f"task {task.name!r} neither forgets nor keeps {', '.join(map(repr, strange))}")
+        values: list[Value] = []
+        means: dict[str, tuple[Interval, int]] = {}
+        for family, (names, better) in sides.items():
+            counts, n = [], 0
+            for name in names:
+                if name.casefold() not in by_class:
+                    raise ValueError(f"task {task.name!r} has no picture of {name!r} in the set {self.set!r}")
+                part = by_class[name.casefold()]
+                counts.append(count(part))
+                n += len(part)
+                values.append(Value(f"{family}/{self.scorer}", name, *_first(wilson(*counts[-1]), len(part)), better))
+            if counts:
+                means[family] = macro_mean(counts), n
+                values.append(Value(f"{family}/{self.scorer}", ALL, *_first(*means[family]), better))
+        if len(means) == 2:
+            (forget, n_forget), (preserve, n_keep) = means["forget_accuracy"], means["preserve_accuracy"]
+            score = overall_score(preserve, forget)
+            values.append(Value(f"overall_score/{self.scorer}", ALL, *_first(score, n_forget + n_keep), True))
+        return values
+
+
+def count(part: pd.DataFrame) -> tuple[float, int]:
+    """(k, n): n different pictures, k of them correct.
+
+    Published lists repeat seeds inside a class. A repeated picture keeps its weight in the share k / n, as in the
+    papers, but it tells nothing new, so n counts pictures of the same prompt and seed once.
+    """
+    different = int(part["draw"].nunique())
+    return float(part["correct"].sum()) * different / len(part), different
+
+
+def _first(interval: Interval, n: int) -> tuple[float, int, float | None, float | None]:
+    """An interval in the order of Value's fields."""
+    return interval.value, n, interval.low, interval.high
+
+
+@dataclass
+class Agreement:
+    """How often two differently built judges name the same class: far below its value on plain pictures, neither of
+    them should be believed, for instance where a method leaves something that only one network still recognises.
+
+    Attributes:
+        judge: The judge that the accuracies come from.
+        second: The other one, with the same labels.
+        set: The prompt set that is scored.
+    """
+
+    judge: Judge
+    second: Judge
+    set: str = "classes"
+
+    def __post_init__(self) -> None:
+        self.head, self.second_head = next(iter(self.judge.labels)), next(iter(self.second.labels))
+        if self.judge.labels[self.head] != self.second.labels[self.second_head]:
+            raise ValueError(f"{self.judge.id} and {self.second.id} have different labels; they cannot agree")
+
+    @property
+    def id(self) -> str:
+        return f"judge_agreement/{self.judge.id}+{self.second.id}"
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.judge.fingerprint}{self.second.fingerprint}"
+
+    def rows(self, images: ImageSet, reference: ImageSet | None = None) -> pd.DataFrame:
+        """Columns: first and second (indices), correct (1 where they are equal), draw."""
+        check_images(images)
+        first = self.judge.logits(images.images)[self.head].argmax(1)
+        second = self.second.logits(images.images)[self.second_head].argmax(1)
+        return pd.DataFrame(
+            {
+                "first": first.tolist(),
+                "second": second.tolist(),
+                "correct": (first == second).int().tolist(),
+                "draw": [f"{row.seed} {row.prompt}" for row in images.prompts.rows],
+            },
+            index=pd.Index([row.id for row in images.prompts.rows], name="id"),
+        )
+
+    def summarise(self, rows: pd.DataFrame, task: Task, reference_rows: pd.DataFrame | None = None) -> list[Value]:
+        """The share of equal verdicts over all pictures."""
+        return [Value(self.id, ALL, *_first(wilson(*count(rows)), len(rows)), None)]

@@ -1,0 +1,145 @@
+"""CLIP score: 100 x the cosine between a picture and its caption (Hessel et al. 2021 without the clipping and 2.5).
+
+With a few hundred captions the spread over captions is far larger than the differences between methods, so each run
+also gives the paired difference to the unedited model: same captions, same noise.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .stats import mean_interval, paired_difference
+from .values import ALL, Encoder, Value, check_images, paired
+from .weights import chosen_device
+
+if TYPE_CHECKING:
+    from harness.generate import ImageSet
+    from harness.task import Task
+
+SCALE = 100
+
+
+@dataclass
+class Clip:
+    """CLIP score of the pictures of a caption set.
+
+    Attributes:
+        encoder: Pictures and captions to unit vectors.
+        set: The prompt set that is scored.
+    """
+
+    encoder: Encoder
+    set: str = "quality"
+
+    @property
+    def id(self) -> str:
+        return f"clip/{self.encoder.id}/x{SCALE}"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.encoder.fingerprint
+
+    def rows(self, images: ImageSet, reference: ImageSet | None = None) -> pd.DataFrame:
+        """Columns: prompt, score."""
+        check_images(images)
+        prompts = [row.prompt for row in images.prompts.rows]
+        unique = list(dict.fromkeys(prompts))
+        place = {prompt: i for i, prompt in enumerate(unique)}
+        texts = self.encoder.text_features(unique)[[place[prompt] for prompt in prompts]].double()
+        pictures = self.encoder.image_features(images.images).double()
+        return pd.DataFrame(
+            {"prompt": prompts, "score": (SCALE * (texts * pictures).sum(1)).tolist()},
+            index=pd.Index([row.id for row in images.prompts.rows], name="id"),
+        )
+
+    def summarise(self, rows: pd.DataFrame, task: Task, reference_rows: pd.DataFrame | None = None) -> list[Value]:
+        """The mean, and the paired difference to the unedited model where other rows than these are given for it."""
+        mean = mean_interval(rows["score"], rows["prompt"])
+        values = [Value(self.id, ALL, mean.value, len(rows), mean.low, mean.high, True)]
+        if reference_rows is not None and reference_rows is not rows:
+            before = paired(rows, reference_rows)
+            change = paired_difference(rows["score"], before["score"], rows["prompt"])
+            id = self.id.replace("clip/", "clip_difference/", 1)
+            values.append(Value(id, ALL, change.value, len(rows), change.low, change.high, True))
+        return values
+
+
+@dataclass
+class OpenClip:
+    """A published CLIP model through open_clip, with that model's own picture preprocessing.
+
+    Attributes:
+        model: open_clip's model name. OpenAI's weights need a `-quickgelu` model.
+        pretrained: open_clip's tag of the weights.
+        device: Where it runs; `auto` is the first CUDA device, else the CPU.
+        batch: Pictures a forward pass.
+    """
+
+    model: str = "ViT-B-32-quickgelu"
+    pretrained: str = "openai"
+    device: str = "auto"
+    batch: int = 32
+    fingerprint: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        import open_clip
+
+        # Tags name fixed weights, so the id says all; a misspelt one is found before anything is computed.
+        known = open_clip.list_pretrained()
+        if (self.model, self.pretrained) not in known:
+            tags = sorted(tag for model, tag in known if model == self.model)
+            have = f"its tags are {', '.join(tags)}" if tags else "see open_clip.list_pretrained()"
+            raise ValueError(f"open_clip has no weights {self.pretrained!r} for the model {self.model!r}; {have}")
+
+    @property
+    def id(self) -> str:
+        return f"{self.pretrained}-{self.model.removesuffix('-quickgelu').lower()}"
+
+    @cached_property
+    def _parts(self) -> tuple[torch.nn.Module, Any, Any]:
+        import open_clip
+
+        try:
+            network, _, transform = open_clip.create_model_and_transforms(self.model, self.pretrained)
+        except (OSError, urllib.error.URLError, RuntimeError) as error:
+            raise ValueError(
+                f"the CLIP weights {self.model}/{self.pretrained} are not in the local cache and cannot be downloaded "
+                f"({type(error).__name__}: {str(error).splitlines()[0]}); fetch them once on a machine with a network"
+            ) from error
+        return (
+            network.eval().requires_grad_(False).to(chosen_device(self.device)),
+            transform,
+            open_clip.get_tokenizer(self.model),
+        )
+
+    @torch.inference_mode()
+    def image_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Unit vectors [n, width] of uint8 pictures [h, w, 3]."""
+        from PIL import Image
+
+        network, transform, _ = self._parts
+        parts = []
+        for start in range(0, len(images), self.batch):
+            pictures = [transform(Image.fromarray(image)) for image in images[start : start + self.batch]]
+            parts.append(
+                network.encode_image(torch.stack(pictures).to(chosen_device(self.device)), normalize=True).float().cpu()
+            )
+        return torch.cat(parts)
+
+    @torch.inference_mode()
+    def text_features(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Unit vectors [n, width]; captions longer than the context are cut and keep their end token."""
+        network, _, tokenizer = self._parts
+        parts = []
+        for start in range(0, len(prompts), self.batch):
+            ids = tokenizer(list(prompts[start : start + self.batch])).to(chosen_device(self.device))
+            parts.append(network.encode_text(ids, normalize=True).float().cpu())
+        return torch.cat(parts)

@@ -1,0 +1,217 @@
+"""FID (Heusel et al. 2017) and KID (Binkowski et al. 2018) between generated pictures and a reference.
+
+Two references: pictures that show what the captions say (photos, or renderings in the tiny world), and the unedited
+model's pictures of the same prompts and noise (`..._vs_base`), which is small, sensitive and cheap.
+
+FID is biased upwards by about d (d + 1) / n at n pictures and d features, by an amount that depends on the pictures,
+so FIDs of different n are never compared: n stands in the id. KID has no such bias. The intervals show the spread
+over captions (pictures and reference of a caption are drawn together), not the bias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.linalg import eigh
+from scipy.stats import t as student
+
+from .stats import LEVEL, SEED, Interval, resampled
+from .values import ALL, Extractor, Value, check_images, paired
+
+if TYPE_CHECKING:
+    from harness.generate import ImageSet
+    from harness.task import Task
+
+Photos = Callable[[int, str], np.ndarray]
+
+FID_RESAMPLES = 100
+KID_RESAMPLES = 1_000
+# A resample costs two eigenvalue problems of the features' width; beyond this it is minutes, and FID has no interval.
+WIDEST_RESAMPLED = 512
+# From twice this many pictures on, KID is averaged over disjoint blocks of this size (the kernel is quadratic in n).
+KID_BLOCK = 1_000
+
+
+def moments(features: np.ndarray, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [d] and unbiased covariance [d, d] of features [n, d], row i counted `counts[i]` times."""
+    weights = np.ones(len(features)) if counts is None else counts.astype(float)
+    total = weights.sum()
+    if total < 2:
+        raise ValueError(f"FID needs at least 2 pictures, got {int(total)}")
+    mean = weights @ features / total
+    centred = features - mean
+    return mean, (centred * weights[:, None]).T @ centred / (total - 1)
+
+
+def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    """Squared Frechet distance of two Gaussians: |m - n|^2 + tr(A + B - 2 (A B)^(1/2)), in float64.
+
+    The trace of the root is taken from the symmetric A^(1/2) B A^(1/2), whose eigenvalues are those of A B: real and
+    stable also where there are fewer pictures than features and both covariances are singular.
+    """
+    (m, cov_a), (n, cov_b) = a, b
+    values, vectors = eigh(cov_a)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    product = eigh(root @ cov_b @ root, eigvals_only=True)
+    distance = ((m - n) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.clip(product, 0, None)).sum()
+    # Equal inputs leave a rounding error of either sign; a squared distance has none.
+    return float(max(distance, 0.0))
+
+
+def fid(features: np.ndarray, reference: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+    """FID with an interval of 1.96 bootstrap standard deviations.
+
+    The ends are placed around the value itself: resamples repeat pictures and therefore have a larger FID throughout,
+    so their quantiles would lie beside it.
+
+    Args:
+        features: [n, d].
+        reference: [m, d]; where m = n, row i belongs to the same caption as the picture i and is drawn with it.
+        groups: Group index of each picture; groups are drawn as a whole. None: each picture by itself.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
+    value = frechet(moments(x), moments(y))
+    if x.shape[1] > WIDEST_RESAMPLED:
+        return Interval(value, None, None)
+    groups = np.arange(len(x)) if groups is None else groups
+    if groups.max() == 0:
+        return Interval(value, None, None)
+    draws = resampled(groups, FID_RESAMPLES, SEED)[:, groups]
+    fixed = None if len(y) == len(x) else moments(y)
+    found = [frechet(moments(x, c), moments(y, c) if fixed is None else fixed) for c in draws]
+    half = 1.96 * float(np.std(found, ddof=1))
+    return Interval(value, max(0.0, value - half), value + half)
+
+
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The polynomial kernel of degree 3 of KID."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _mmd(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, w: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Unbiased squared MMD of kernel matrices under row counts w [b, n] and v [b, m]; equal rows are never paired."""
+
+    def within(kernel: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        pairs = counts.sum(1) ** 2 - (counts**2).sum(1)
+        return (np.einsum("bi,bi->b", counts @ kernel, counts) - counts**2 @ np.diag(kernel)) / pairs
+
+    across = np.einsum("bi,bi->b", w @ xy, v) / (w.sum(1) * v.sum(1))
+    return within(xx, w) + within(yy, v) - 2 * across
+
+
+def kid(features: np.ndarray, reference: np.ndarray, groups: np.ndarray | None = None) -> Interval:
+    """KID: unbiased squared MMD with the kernel (x.y / d + 1)^3, with its interval.
+
+    Below two blocks of KID_BLOCK pictures all pairs are used and captions are resampled; above, the value is the mean
+    over disjoint blocks with Student's interval over the blocks. It may be below zero: it is unbiased.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"KID needs at least 2 pictures on each side, got {len(x)} and {len(y)}")
+    blocks = min(len(x), len(y)) // KID_BLOCK
+    if blocks >= 2:
+        return _kid_blocks(x, y, blocks)
+    xx, yy, xy = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    value = float(_mmd(xx, yy, xy, np.ones((1, len(x))), np.ones((1, len(y))))[0])
+    groups = np.arange(len(x)) if groups is None else groups
+    if groups.max() == 0:
+        return Interval(value, None, None)
+    w = resampled(groups, KID_RESAMPLES, SEED)[:, groups].astype(float)
+    # A resample of one single caption has no pair of different rows; it is as good as never drawn.
+    w = w[(w > 0).sum(1) > 1]
+    v = w if len(y) == len(x) else np.ones((len(w), len(y)))
+    half = 1.96 * float(np.std(_mmd(xx, yy, xy, w, v), ddof=1))
+    return Interval(value, value - half, value + half)
+
+
+def _kid_blocks(x: np.ndarray, y: np.ndarray, blocks: int) -> Interval:
+    rng = np.random.default_rng(SEED)
+    ones = np.ones((1, KID_BLOCK))
+    found = []
+    sides = zip(np.split(rng.permutation(len(x))[: blocks * KID_BLOCK], blocks),
+                np.split(rng.permutation(len(y))[: blocks * KID_BLOCK], blocks))  # fmt: skip
+    for i, j in sides:
+        a, b = x[i], y[j]
+        found.append(float(_mmd(_kernel(a, a), _kernel(b, b), _kernel(a, b), ones, ones)[0]))
+    value = float(np.mean(found))
+    half = float(student.ppf((1 + LEVEL) / 2, blocks - 1) * np.std(found, ddof=1) / np.sqrt(blocks))
+    return Interval(value, value - half, value + half)
+
+
+@dataclass
+class Fid:
+    """FID and KID from one extractor's features, which are stored once for both.
+
+    Attributes:
+        extractor: Pictures to features.
+        set: The prompt set that is scored.
+        photos: `photos(n, split)` returns n reference pictures, in the order of the prompt rows where they belong to
+            them; None leaves only the comparison with the unedited model.
+        photos_name: How ids name that reference, e.g. `rendered`.
+        kid: Also give KID.
+    """
+
+    extractor: Extractor
+    set: str = "quality"
+    photos: Photos | None = None
+    photos_name: str = ""
+    kid: bool = True
+
+    def __post_init__(self) -> None:
+        if (self.photos is None) != (not self.photos_name):
+            raise ValueError(
+                "photos and photos_name of a FID metric are given together: the name becomes part of its id"
+            )
+
+    @property
+    def id(self) -> str:
+        return f"features/{self.extractor.features_id}"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.extractor.fingerprint
+
+    def rows(self, images: ImageSet, reference: ImageSet | None = None) -> pd.DataFrame:
+        """Columns: prompt, and the features f0, f1, ... in float32."""
+        check_images(images)
+        features = self.extractor.features(images.images).numpy().astype(np.float32)
+        index = pd.Index([row.id for row in images.prompts.rows], name="id")
+        frame = pd.DataFrame(features, index=index, columns=[f"f{i}" for i in range(features.shape[1])])
+        frame.insert(0, "prompt", [row.prompt for row in images.prompts.rows])
+        return frame
+
+    def summarise(self, rows: pd.DataFrame, task: Task, reference_rows: pd.DataFrame | None = None) -> list[Value]:
+        """Against the photos of the task's split, and against the unedited model where other rows are given for it."""
+        mine, groups = _features(rows), np.unique(rows["prompt"].astype(str), return_inverse=True)[1]
+        values = []
+        if self.photos is not None:
+            photos = self.extractor.features(self.photos(len(rows), task.split)).numpy()
+            values += self._values("", f"{self.photos_name}-n{len(rows)}", mine, photos, groups)
+        if reference_rows is not None and reference_rows is not rows:
+            base = _features(paired(rows, reference_rows))
+            values += self._values("_vs_base", f"n{len(rows)}", mine, base, groups)
+        return values
+
+    def _values(
+        self, suffix: str, reference: str, mine: np.ndarray, other: np.ndarray, groups: np.ndarray
+    ) -> list[Value]:
+        distances = {"fid": fid(mine, other, groups)} | ({"kid": kid(mine, other, groups)} if self.kid else {})
+        return [
+            Value(
+                f"{name}{suffix}/{self.extractor.features_id}/{reference}",
+                ALL,
+                *found[:1],
+                len(mine),
+                *found[1:],
+                False,
+            )
+            for name, found in distances.items()
+        ]
+
+
+def _features(rows: pd.DataFrame) -> np.ndarray:
+    return rows[[name for name in rows.columns if name != "prompt"]].to_numpy(np.float64)

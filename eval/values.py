@@ -1,0 +1,113 @@
+"""What a metric is and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+
+if TYPE_CHECKING:
+    from harness.generate import ImageSet
+    from harness.task import Task
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Value:
+    """One number of a record.
+
+    Attributes:
+        id: Family, implementation, weights and reference set, e.g. `clip/tiny-v1/open-clip-rn/x100`. Two numbers with
+            different ids are never shown in one column.
+        subject: The class, artist or part that it is about; `all` for the aggregate.
+        value: Shares are fractions of one.
+        n: Pictures behind the value.
+        low: Lower end of the 95 % interval; None where there is none.
+        high: Upper end.
+        higher_is_better: None where neither direction is good in itself.
+    """
+
+    id: str
+    subject: str
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    higher_is_better: bool | None = None
+
+
+class Metric(Protocol):
+    """Scores the images of one prompt set.
+
+    `fingerprint` says what a stored row depends on besides the id (the hash of the judge's weights), "" if nothing.
+    """
+
+    id: str
+    set: str
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def rows(self, images: ImageSet, reference: ImageSet | None) -> pd.DataFrame:
+        """One row per image, indexed by the prompt row's id, columns of numbers and strings."""
+
+    def summarise(self, rows: pd.DataFrame, task: Task, reference_rows: pd.DataFrame | None = None) -> list[Value]:
+        """Values from rows alone; `reference_rows` are this metric's rows of the unedited model's images."""
+
+
+class Judge(Protocol):
+    """A classifier with one or more heads."""
+
+    id: str
+    fingerprint: str
+
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]:
+        """Names by head; a name's position is its class index."""
+
+    def logits(self, images: Sequence[np.ndarray]) -> Mapping[str, torch.Tensor]:
+        """Logits [n, labels] by head of uint8 pictures [h, w, 3]."""
+
+
+class Encoder(Protocol):
+    """Pictures and texts in one space."""
+
+    id: str
+    fingerprint: str
+
+    def image_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Unit vectors [n, width]."""
+
+    def text_features(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Unit vectors [n, width]."""
+
+
+class Extractor(Protocol):
+    """Pictures to the features whose distribution FID and KID compare; `features_id` names network, layer and width."""
+
+    features_id: str
+    fingerprint: str
+
+    def features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Features [n, width]."""
+
+
+def check_images(images: ImageSet) -> None:
+    """Raises ValueError where a prompt row has no image or an image no row."""
+    if len(images.images) != len(images.prompts.rows):
+        raise ValueError(
+            f"prompt set {images.prompts.name!r} has {len(images.prompts.rows)} rows but {len(images.images)} images"
+        )
+
+
+def paired(rows: pd.DataFrame, reference_rows: pd.DataFrame) -> pd.DataFrame:
+    """The reference's rows in the order of `rows`; raises ValueError where one is missing."""
+    missing = rows.index.difference(reference_rows.index)
+    if len(missing):
+        raise ValueError(f"the unedited model's images lack {len(missing)} rows, the first is {missing[0]!r}")
+    return reference_rows.loc[rows.index]
