@@ -1,8 +1,8 @@
 """The world's name and hash: `python -m tinyworld.freeze TRAINED TARGET name=tiny-v1`.
 
-Copies a trained pipeline and its judges into one folder with 16-bit weights in files of at most 15 MB, and writes
-`world.json`: the name, the sha256 of every weight file and one hash over all of them. The hash is stamped on every
-record that was measured on the world. Quality and ablation profile are measured afterwards, on these very weights.
+Copies a trained pipeline and its judges into one folder, UNet and VAE in 16 bits, files of at most 15 MB, and writes
+`world.json`: the name, the sha256 of every file and one hash over all of them. The hash is stamped on every record
+that was measured on the world. Quality and ablation profile are measured afterwards, on these very weights.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ def card(folder: Path = WORLD) -> dict:
     return json.loads(path.read_text())
 
 
+def stamp(folder: Path = WORLD) -> str:
+    """What records and tables carry: the world's name and the start of its hash, `tiny-v1@0123456789ab`."""
+    found = card(folder)
+    return f"{found['name']}@{found['hash'][:12]}"
+
+
 def verify(folder: Path = WORLD) -> None:
     """Raise ValueError with the first file that is not the one that was frozen."""
     frozen, found = card(folder)["files"], file_hashes(folder)
@@ -60,7 +66,9 @@ def freeze(trained: Path, target: Path, name: str) -> dict:
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(trained / "pipeline", safety_checker=None)
-    pipe.to(dtype=torch.float16, silence_dtype_warnings=True)
+    # The text encoder stays as it is: transformers loads a model in the type it was stored in, diffusers in float32.
+    for part in (pipe.unet, pipe.vae):
+        part.to(torch.float16)
     partial = target.with_name(target.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     pipe.save_pretrained(partial, max_shard_size=SHARD)

@@ -1,0 +1,103 @@
+"""A multirun: every job leaves its outcome in its folder, and the end gathers them into one table.
+
+The outcomes go through files, so that launchers that run jobs in other processes (joblib, submitit) work the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+OUTCOME = "outcome.json"
+# Of this process's multirun: its folder (None in a single run), and one line a failed job once it has ended.
+folder: Path | None = None
+failures: list[str] = []
+# Folders above it that this multirun had to make, the nearest first.
+_made: list[Path] = []
+
+
+def is_multirun() -> bool:
+    """True within a job of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def keep_outcome(record: Path | None = None, error: str | None = None) -> None:
+    """Write the running job's outcome into its folder: the record's path, or the line that says why it failed."""
+    hydra = HydraConfig.get()
+    outcome = {
+        "overrides": list(hydra.overrides.task),
+        "record": None if record is None else str(record.absolute()),
+        "error": error,
+    }
+    if error is not None:
+        log.error("job %s failed: %s", hydra.job.num, error)
+    (Path(hydra.runtime.output_dir) / OUTCOME).write_text(json.dumps(outcome, indent=1), encoding="utf-8")
+
+
+def reset() -> None:
+    """Forget the multirun before; one process may start several."""
+    global folder
+    folder = None
+    failures.clear()
+
+
+def forget_empty() -> None:
+    """Remove the folder of a multirun that left no record: bad input leaves nothing behind."""
+    if folder is None or not folder.is_dir() or any(outcome["record"] for outcome in _outcomes(folder)):
+        return
+    shutil.rmtree(folder)
+    for parent in _made:
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _outcomes(place: Path) -> list[dict[str, Any]]:
+    """What the jobs left, in the jobs' order."""
+    found = sorted(place.glob(f"*/{OUTCOME}"), key=lambda path: int(path.parent.name))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+
+
+class Gather(Callback):
+    """Hydra callback (conf/config.yaml): prints the combined table and the failures of a multirun."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
+        global folder
+        folder = Path(config.hydra.sweep.dir).absolute()
+        _made[:] = [parent for parent in folder.parents if not parent.exists()]
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        # Hydra turns what a callback raises into a warning; a table that cannot be made must not look like success.
+        try:
+            gather(Path(config.hydra.sweep.dir).absolute())
+        except Exception as error:
+            failures.append(str(error))
+            log.error("the combined table could not be made: %s", error)
+
+
+def gather(place: Path) -> None:
+    """Print the table of all finished jobs below `place`, then one line a failed job (also kept in `failures`)."""
+    outcomes = _outcomes(place)
+    records = [Path(outcome["record"]) for outcome in outcomes if outcome["record"]]
+    if records:
+        from .tables import markdown, read_records
+
+        table = markdown(read_records(records))
+        (place / "table.md").write_text(table, encoding="utf-8")
+        print(f"\n{table}")
+    for outcome in outcomes:
+        if outcome["error"]:
+            failures.append(f"{' '.join(outcome['overrides'])}: {outcome['error']}")
+            log.error("failed: %s", failures[-1])
+    log.info("%d of %d jobs done", len(outcomes) - len(failures), len(outcomes))
+    for path in records:
+        print(f"record: {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
