@@ -19,7 +19,8 @@ def show_record(record: Record, console: Console | None = None) -> None:
     data = record.as_dict()
     console.print()
     console.print(f"{record.method} on {record.task} ({record.split} split)", style="bold")
-    console.print(f"Model: {record.note}{' Preset: ' + record.preset + '.' if record.preset else ''}")
+    said = {"World": record.world, "Preset": record.preset}
+    console.print(" ".join([f"Model: {record.note}", *(f"{k}: {v}." for k, v in said.items() if v)]))
     console.print(f"To forget: {', '.join(concept['name'] for concept in data['concepts'])}")
     if record.keep:
         console.print(f"To keep: {', '.join(record.keep)}")

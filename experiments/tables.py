@@ -111,12 +111,16 @@ def rows(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str
 
 def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """What stands below a table: which models, which metrics, which way is better."""
-    worlds = dict.fromkeys(f"{r['model']}: {_words(r)}" for r in records)
-    lines = [f"Model {world}." for world in worlds]
+    models = dict.fromkeys(f"{r['model']}: {_words(r)}{_world(r)}" for r in records)
+    lines = [f"Model {model}." for model in models]
     measured = [m for i in values.headline_ids(records) for m in [_first(records, i)]]
     arrows = {True: "higher is better", False: "lower is better", None: "no direction"}
     lines += [f"{values.title(m['id'], [])}: {m['id']}, {arrows[m['higher_is_better']]}." for m in measured]
     return [*lines, "Brackets: 95 % intervals."]
+
+
+def _world(record: Mapping[str, Any]) -> str:
+    return f"; world {record['world']}" if record.get("world") else ""
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from .recipe import Stage
@@ -96,6 +97,30 @@ def fit(
     module.eval()
     checkpoint.unlink(missing_ok=True)
     log.info("%s: %d steps, loss %.4f", name, stage.steps, recent if recent is not None else float("nan"))
+
+
+def fit_cycles(
+    name: str,
+    module: torch.nn.Module,
+    loss: Callable[[np.random.Generator, int], torch.Tensor],
+    stages: Sequence[Stage],
+    folder: Path,
+    seed: int,
+) -> None:
+    """`fit` once a stage, each with a fresh optimiser and learning-rate cycle; finished cycles are not run again.
+
+    Here `loss(rng, batch)` is told the batch size of the cycle.
+    """
+    for number, stage in enumerate(stages, start=1):
+        done = folder / f"{name}_cycle_{number}.safetensors"
+        if done.exists():
+            module.load_state_dict(load_file(done))
+            continue
+        fit(f"{name}_{number}", module, lambda rng, step, n=stage.batch: loss(rng, n), stage, folder, seed + number)
+        partial = done.with_suffix(".part")
+        save_file({key: value.contiguous() for key, value in module.state_dict().items()}, partial)
+        os.replace(partial, done)
+    module.eval()
 
 
 def autocast() -> torch.autocast:

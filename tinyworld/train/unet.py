@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .data import Drawn
-from .loop import autocast, fit
+from .loop import autocast, fit_cycles
 from .recipe import Recipe
 from .vae import latents
 
@@ -86,8 +86,7 @@ def train_unet(recipe: Recipe, data: Drawn, out: Path, folder: Path) -> None:
     # The backward pass of fused attention is slow on processors without a GPU.
     unet.set_attn_processor(AttnProcessor())
 
-    def loss(rng: np.random.Generator, step: int) -> torch.Tensor:
-        n = recipe.unet.batch
+    def loss(rng: np.random.Generator, n: int) -> torch.Tensor:
         picked = rng.integers(len(data), size=n)
         caption = np.where(rng.random(n) < EMPTY_SHARE, 0, rows[picked])
         # One timestep from each of n equal parts of the range: less noise in the loss than free draws.
@@ -100,7 +99,7 @@ def train_unet(recipe: Recipe, data: Drawn, out: Path, folder: Path) -> None:
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         return (weights[t] * error).mean()
 
-    fit("unet", unet, loss, recipe.unet, folder, recipe.seed + 2)
+    fit_cycles("unet", unet, loss, recipe.unet, folder, recipe.seed + 20)
     unet.set_default_attn_processor()
     scheduler = PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     StableDiffusionPipeline(

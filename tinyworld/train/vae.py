@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
 
 from .data import Drawn
-from .loop import autocast, fit
+from .loop import autocast, fit_cycles
 from .recipe import Recipe
 
 KL_WEIGHT = 1e-4
@@ -54,14 +53,7 @@ def train_vae(recipe: Recipe, data: Drawn, folder: Path) -> AutoencoderKL:
         edges = sum((a - b).abs().mean() for a, b in zip(_edges(x), _edges(y)))
         return (x - y).abs().mean() + (x - y).square().mean() + 0.5 * edges + KL_WEIGHT * kl
 
-    finished = folder / "vae_first_cycle.safetensors"
-    if finished.exists():
-        vae.load_state_dict(load_file(finished))
-    else:
-        fit("vae", vae, lambda rng, step: loss(rng, recipe.vae.batch), recipe.vae, folder, recipe.seed)
-        save_file(vae.state_dict(), finished)
-    again = recipe.vae_again
-    fit("vae_again", vae, lambda rng, step: loss(rng, again.batch), again, folder, recipe.seed + 9)
+    fit_cycles("vae", vae, loss, recipe.vae, folder, recipe.seed)
     with torch.no_grad():
         sample = torch.cat([encode(vae, data.images[i : i + 64]) for i in range(0, min(len(data), 2048), 64)])
     # SD's convention: latents times this factor have unit variance.
