@@ -31,17 +31,16 @@ SCHEDULE = {
 
 
 def new_unet(recipe: Recipe) -> UNet2DConditionModel:
-    """Plain convolution blocks at 16 x 16, transformer blocks at 8 x 8 and 4 x 4: most weights are feed-forward."""
-    kinds = ["Cross" if layers else "" for layers in recipe.unet_transformers]
-    kinds[0] = ""
+    """Transformer blocks at every resolution, three layers each, so that feed-forward layers do most of the work."""
+    blocks = len(recipe.unet_channels)
     return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
+        sample_size=64 // 2 ** (len(recipe.vae_channels) - 1),
+        in_channels=recipe.latent_channels,
+        out_channels=recipe.latent_channels,
         layers_per_block=1,
         block_out_channels=tuple(recipe.unet_channels),
-        down_block_types=tuple("CrossAttnDownBlock2D" if k else "DownBlock2D" for k in kinds),
-        up_block_types=tuple("CrossAttnUpBlock2D" if k else "UpBlock2D" for k in reversed(kinds)),
+        down_block_types=("CrossAttnDownBlock2D",) * blocks,
+        up_block_types=("CrossAttnUpBlock2D",) * blocks,
         transformer_layers_per_block=tuple(recipe.unet_transformers),
         cross_attention_dim=recipe.text_width,
         # diffusers reads this as the number of heads (its issue 2011).
