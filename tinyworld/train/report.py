@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
+
 from harness.model import KINDS, DiffusionModel
 from harness.sampler import Sampler
-from omegaconf import OmegaConf
 
 from ..judges import Classifier
 from ..vocabulary import ARTISTS, LOOK_ALIKES, OBJECTS, THINGS
