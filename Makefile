@@ -31,7 +31,7 @@ bench: $(STAMP) ## measure images per second and what FIA's calibration adds to 
 	$(PY) -m experiments.bench $(ARGS)
 
 tables: $(STAMP) ## rebuild the tables from results/records
-	$(PY) -m experiments.tables results/records $(ARGS)
+	@if ls results/records/*.json >/dev/null 2>&1; then $(PY) -m experiments.tables results/records $(ARGS); else echo "results/records holds no record yet"; fi
 
 lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff check .

@@ -40,6 +40,9 @@ class Point:
         return ", ".join(f"{key.rpartition('.')[2]} {_show(value)}" for key, value in self.settings.items())
 
 
+LABELS = {"base": "unedited model", "world": "frozen world"}
+
+
 def points(records: Sequence[Mapping[str, Any]]) -> list[Point]:
     """The records that measured all three accuracies, as points.
 
@@ -49,10 +52,11 @@ def points(records: Sequence[Mapping[str, Any]]) -> list[Point]:
     scored = [r for r in records if r["method"] != "none" and _family(r, "forget_accuracy") is not None]
     if not scored:
         raise ValueError("none of these records has a forget accuracy")
-    for name in ("task", "model", "split"):
-        found = sorted({r[name] for r in scored})
+    for name in ("task", "model", "split", "world", "base"):
+        # A world that was trained again keeps its folder and ids: its hash tells the two apart.
+        found = sorted({r["fingerprints"]["base"] if name == "base" else r.get(name, "") for r in scored})
         if len(found) > 1:
-            raise ValueError(f"a front needs records of one {name}, these are of {', '.join(found)}")
+            raise ValueError(f"a front needs records of one {LABELS.get(name, name)}, these are of {', '.join(found)}")
     keys = differing(scored)
     result = []
     for record in scored:

@@ -65,6 +65,8 @@ class Setup:
             "version": self.method.version,
             "concepts": [[concept.name, concept.kind] for concept in self.task.concepts],
             "seed": self.config["seed"],
+            # A method's calibration draws at the model's size unless its config names another.
+            "size": self.model.size,
         }
 
 

@@ -169,14 +169,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         records = read_records(find(options.places))
-        # One table a task and model: rows of different tasks have nothing to compare.
-        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        # One table a task and unedited model (a world that was trained again is another model): rows of different ones
+        # have nothing to compare.
+        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for record in records:
-            groups.setdefault((record["task"], record["model"]), []).append(record)
+            key = (record["task"], record["model"], record["split"], record["fingerprints"]["base"])
+            groups.setdefault(key, []).append(record)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    for (task, model), group in groups.items():
+    for (task, model, *_), group in groups.items():
         if options.format == "md":
             print(f"### {task}, model {model}\n")
         print(FORMATS[options.format](group))

@@ -35,6 +35,8 @@ def record(forget: float, preserve: float, method: str = "fia", judge: str = "ju
         "task": "imagenette_5v5",
         "model": "tiny",
         "split": "test",
+        "world": "",
+        "fingerprints": {"base": "0123"},
         "note": "the tiny world, not Stable Diffusion.",
         "metrics": scores(forget, preserve, judge),
         "unedited": scores(1.0, 0.98),
@@ -149,3 +151,10 @@ def test_front_table_and_plot(tmp_path: Path):
 def test_front_refuses_to_mix_splits():
     with pytest.raises(ValueError, match="one split"):
         front.points([SWEEP[0], SWEEP[1] | {"split": "tuning"}])
+
+
+def test_front_refuses_to_mix_a_draft_with_the_frozen_world():
+    with pytest.raises(ValueError, match="frozen world"):
+        front.points([SWEEP[0], SWEEP[1] | {"world": "tiny-v1@aaaa"}])
+    with pytest.raises(ValueError, match="unedited model"):
+        front.points([SWEEP[0], SWEEP[1] | {"fingerprints": {"base": "4567"}}])

@@ -30,7 +30,7 @@ from .vocabulary import (
 SUPERSAMPLING = 4
 # Share of each kind of scene.
 MIXTURE = {
-    "object": 0.46, "look_alike": 0.14, "thing": 0.05, "place": 0.10, "composite": 0.08, "person": 0.08, "styled": 0.09,
+    "object": 0.40, "look_alike": 0.20, "thing": 0.08, "place": 0.08, "composite": 0.08, "person": 0.07, "styled": 0.09,
 }  # fmt: skip
 PLACE_SHARE = 0.75
 STRAY_STYLE_SHARE = 0.05
