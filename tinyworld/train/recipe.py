@@ -28,16 +28,18 @@ class Recipe:
     without: list[str] = field(default_factory=list)
     vocabulary: int = 900
 
-    vae_channels: tuple[int, ...] = (24, 48, 96, 128)
-    latent_channels: int = 16
+    vae_channels: tuple[int, ...] = (24, 48, 96)
+    latent_channels: int = 4
     text_width: int = 128
     text_layers: int = 3
-    unet_channels: tuple[int, ...] = (128, 128)
-    unet_transformers: tuple[int, ...] = (3, 3)
+    unet_channels: tuple[int, ...] = (48, 96, 128)
+    unet_transformers: tuple[int, ...] = (1, 3, 3)
     heads: int = 4
 
     # Later cycles start with a fresh optimiser from where the earlier ones ended.
-    vae: list[Stage] = field(default_factory=lambda: [Stage(1_900, 16, 2e-3, ema=0.995)])
+    vae: list[Stage] = field(
+        default_factory=lambda: [Stage(2_200, 16, 2e-3, ema=0.995), Stage(900, 16, 1.5e-3, ema=0.995)]
+    )
     text: Stage = field(default_factory=lambda: Stage(900, 192, 1.5e-3, weight_decay=0.1))
     unet: list[Stage] = field(default_factory=lambda: [Stage(6_000, 64, 1.2e-3, ema=0.998)])
     judge: Stage = field(default_factory=lambda: Stage(2_400, 96, 4e-3))

@@ -31,7 +31,7 @@ SCHEDULE = {
 
 
 def new_unet(recipe: Recipe) -> UNet2DConditionModel:
-    """Transformer blocks at every resolution, three layers each, so that feed-forward layers do most of the work."""
+    """Transformer blocks at every resolution, as at SD's upper three: plain blocks could draw objects by themselves."""
     blocks = len(recipe.unet_channels)
     return UNet2DConditionModel(
         sample_size=64 // 2 ** (len(recipe.vae_channels) - 1),

@@ -1,7 +1,4 @@
-"""The autoencoder: 64 x 64 pictures to 8 x 8 latents, as SD's (one latent for 8 x 8 pixels) but small.
-
-Sixteen latent channels instead of SD's four: a picture of 64 pixels has details in every latent.
-"""
+"""The autoencoder: 64 x 64 pictures to 16 x 16 latents with four channels, as SD's but small."""
 
 from __future__ import annotations
 
@@ -66,13 +63,13 @@ def train_vae(recipe: Recipe, data: Drawn, folder: Path) -> AutoencoderKL:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
-    """Posterior means [n, channels, 8, 8], not yet scaled."""
+    """Posterior means [n, 4, 16, 16], not yet scaled."""
     return vae.encode(to_tensor(images)).latent_dist.mean.float()
 
 
 @torch.no_grad()
 def latents(vae: AutoencoderKL, data: Drawn, batch: int = 128) -> torch.Tensor:
-    """Scaled latents of all pictures, float16 [n, channels, 8, 8]."""
+    """Scaled latents of all pictures, float16 [n, 4, 16, 16]."""
     parts = []
     with autocast():
         for start in range(0, len(data), batch):
