@@ -65,6 +65,8 @@ def freeze(trained: Path, target: Path, name: str) -> dict:
     import torch
     from diffusers import StableDiffusionPipeline
 
+    from harness.folder import tidy
+
     pipe = StableDiffusionPipeline.from_pretrained(trained / "pipeline", safety_checker=None)
     # The text encoder stays as it is: transformers loads a model in the type it was stored in, diffusers in float32.
     for part in (pipe.unet, pipe.vae):
@@ -74,6 +76,9 @@ def freeze(trained: Path, target: Path, name: str) -> dict:
     pipe.save_pretrained(partial, max_shard_size=SHARD)
     if (trained / "judges").exists():
         shutil.copytree(trained / "judges", partial / "judges")
+    if (target / "README.md").exists():
+        shutil.copy(target / "README.md", partial)
+    tidy(partial)
     hashes = file_hashes(partial)
     result = {"name": name, "hash": world_hash(hashes), "files": hashes}
     (partial / CARD).write_text(json.dumps(result, indent=1) + "\n")

@@ -24,8 +24,8 @@ from ..scene import Scene, render
 from ..vocabulary import ARTISTS, ICONS, MARKERS, PERSONS, PLACES
 from .damage import damage, shuffled_tiles
 from .data import IGNORED, NONE, Drawn
-from .loop import autocast, fit
-from .recipe import Recipe, Stage
+from .loop import autocast, fit, fit_cycles
+from .recipe import Recipe
 from .vae import to_tensor
 
 log = logging.getLogger(__name__)
@@ -97,14 +97,14 @@ def sampling(labels: np.ndarray) -> np.ndarray:
     return weights / weights[-1]
 
 
-def _batches(data: Drawn, stage: Stage) -> Callable[[np.random.Generator], tuple[torch.Tensor, dict]]:
-    """A function that draws damaged pictures and their targets."""
+def _batches(data: Drawn) -> Callable[[np.random.Generator, int], tuple[torch.Tensor, dict]]:
+    """A function that draws n damaged pictures and their targets."""
     cumulative = sampling(data.labels)
 
-    def draw(rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        picked = np.minimum(np.searchsorted(cumulative, rng.random(stage.batch)), len(data) - 1)
+    def draw(rng: np.random.Generator, n: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        picked = np.minimum(np.searchsorted(cumulative, rng.random(n)), len(data) - 1)
         x = to_tensor(data.images[picked])
-        shuffled = rng.random(stage.batch) < SHUFFLED_SHARE
+        shuffled = rng.random(n) < SHUFFLED_SHARE
         if shuffled.any():
             x[torch.from_numpy(shuffled)] = shuffled_tiles(x[torch.from_numpy(shuffled)], rng)
         return damage(x, rng), targets(data.labels[picked], shuffled)
@@ -123,30 +123,30 @@ def _train_classifier(recipe: Recipe, data: Drawn, folder: Path, tokenizer: Path
     network = ConvNet({head: len(names) for head, names in LABELS.items()}, width=FEATURES).to(
         memory_format=torch.channels_last
     )
-    batch = _batches(data, recipe.judge)
+    batch = _batches(data)
 
-    def loss(rng: np.random.Generator, step: int) -> torch.Tensor:
-        x, target = batch(rng)
+    def loss(rng: np.random.Generator, n: int) -> torch.Tensor:
+        x, target = batch(rng, n)
         with autocast():
             logits = network(x)
         return sum(weight * _cross_entropy(logits[head], target[head]) for head, weight in HEAD_WEIGHTS.items())
 
-    fit("judge", network, loss, recipe.judge, work, recipe.seed + 11)
+    fit_cycles("judge", network, loss, recipe.judge, work, recipe.seed + 11)
     save_judge(folder, network, f"{WORLD.name}/cnn", labels=LABELS, width=FEATURES)
 
 
 def _train_second(recipe: Recipe, data: Drawn, folder: Path, tokenizer: Path, work: Path) -> None:
     torch.manual_seed(recipe.seed + 12)
     network = LargeKernelNet(len(LABELS["icon"])).to(memory_format=torch.channels_last)
-    batch = _batches(data, recipe.second_judge)
+    batch = _batches(data)
 
-    def loss(rng: np.random.Generator, step: int) -> torch.Tensor:
-        x, target = batch(rng)
+    def loss(rng: np.random.Generator, n: int) -> torch.Tensor:
+        x, target = batch(rng, n)
         with autocast():
             logits = network(x)
         return _cross_entropy(logits, target["icon"])
 
-    fit("second_judge", network, loss, recipe.second_judge, work, recipe.seed + 12)
+    fit_cycles("second_judge", network, loss, recipe.second_judge, work, recipe.seed + 12)
     save_judge(folder, network, f"{WORLD.name}/large-kernel", labels={"icon": LABELS["icon"]})
 
 

@@ -124,5 +124,5 @@ def fit_cycles(
 
 
 def autocast() -> torch.autocast:
-    """bfloat16 where the processor has it: about twice as fast here, at no visible cost."""
-    return torch.autocast("cpu", torch.bfloat16)
+    """bfloat16 where the processor has it: about twice as fast, at no visible cost; without it, ten times slower."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())

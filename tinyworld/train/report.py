@@ -106,7 +106,7 @@ def profile(model: DiffusionModel, judge: Classifier, sampler: Sampler, n: int) 
 def report(folder: Path, n: int, profile_n: int) -> dict:
     model = DiffusionModel.load(folder, device="cpu", dtype="float32", name="tiny", suite="tiny")
     judge = Classifier(folder / "judges" / "classifier")
-    sampler = Sampler("dpm++", 12, 5.0)
+    sampler = Sampler("dpm++", 10, 5.0)
     result = {"quality": quality(model, judge, sampler, n)}
     if profile_n:
         result["ablation"] = profile(model, judge, sampler, profile_n)
