@@ -20,7 +20,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from harness.checks import flag, fraction, one_of, pixels, whole
 from harness.edit import Edit, NoEffectError
+from harness.masks import pack
 from harness.method import Stage
 from harness.model import KINDS, DiffusionModel
 from harness.prompts import contrast_pairs
@@ -28,9 +30,9 @@ from harness.sampler import Sampler
 from harness.task import Concept
 
 from .fusion import FUSIONS, SINGLE_CONCEPT, Fused, agnostic_threshold
-from .masks import MaskSet, count, pack
+from .masks import MaskSet, count
 from .neurons import GRANULARITIES, SELECTIONS, budget, score, select, select_across_layers
-from .parameters import PAPER_R1, PAPER_R2, check_spelling, flag, one_of, per_concept_table, pixels, share, whole
+from .parameters import PAPER_R1, PAPER_R2, check_spelling, per_concept_table
 from .saliency import Job, groups, measure
 from .statistics import DTYPES, HALVES, Calibration
 
@@ -93,16 +95,17 @@ class FIA:
     chunk: int = 8
 
     version: ClassVar[int] = 1
+    speed_only: ClassVar[tuple[str, ...]] = ("group", "chunk")
 
     def __post_init__(self) -> None:
         for name, options in _OPTIONS.items():
-            one_of(name, getattr(self, name), options)
+            one_of(f"fia's {name}", getattr(self, name), options)
         for name in ("r1", "r2", "alpha"):
-            setattr(self, name, share(name, getattr(self, name)))
+            setattr(self, name, fraction(f"fia: {name}", getattr(self, name)))
         for name in ("group", "chunk"):
-            whole(name, getattr(self, name))
+            whole(f"fia: {name}", getattr(self, name))
         for name in ("num_pairs", "steps"):
-            whole(name, getattr(self, name), optional=True)
+            whole(f"fia: {name}", getattr(self, name), optional=True)
         if isinstance(self.sampler, Mapping):
             self.sampler = Sampler(**self.sampler)
         if self.steps is not None and self.steps > self.sampler.calls():
@@ -111,8 +114,8 @@ class FIA:
                 f"makes {self.sampler.calls()}; use at most that, or null for all"
             )
         for name in ("cosine", "row_normalise", "strict", "strength_normalise", "zero_score"):
-            flag(name, getattr(self, name))
-        self.size = pixels(self.size)
+            flag(f"fia: {name}", getattr(self, name))
+        self.size = pixels("fia: size", self.size)
         self._r1_table = per_concept_table("r1_per_concept", self.r1_per_concept, PAPER_R1, self.task_name)
         self._r2_table = per_concept_table("r2_per_concept", self.r2_per_concept, PAPER_R2, self.task_name)
 
@@ -140,10 +143,13 @@ class FIA:
         _, layers = masks.fuse(concepts, **rule)
         info = self._info(concepts, masks, threshold, layers)
         total = info["counts"]["all"]
+        # A single concept and a union put tau_ca out of reach: no weight is agnostic.
+        applies = threshold <= len(concepts)
+        fusion = f"tau_ca {threshold} of {len(concepts)} concepts" if applies else "the rule does not apply"
         log.info(
-            "FIA fusion: %d of %d %s weights pruned (%.4f %%), %d kept as concept-agnostic (tau_ca %d of %d concepts)",
+            "FIA fusion: %d of %d %s weights pruned (%.4f %%), %d kept as concept-agnostic (%s)",
             *(total["pruned"], total["weights"], self.kind, 100 * total["share"]),
-            *(total["agnostic"], threshold, len(concepts)),
+            *(total["agnostic"], fusion),
         )
         if not total["pruned"]:
             why = "every selected weight is concept-agnostic" if total["agnostic"] else "no weight has any saliency"
@@ -188,19 +194,21 @@ class FIA:
             dtype=self.saliency_dtype,
             chunk=self.chunk,
         )
-        return Job(concept, tuple(prompts), tuple(base), self.kind, self._r1(concept), self.strict, how)
+        return Job(concept, tuple(prompts), tuple(base), self.kind, self.r1_of(concept), self.strict, how)
 
-    def _r1(self, concept: Concept) -> float:
+    def r1_of(self, concept: Concept) -> float:
+        """r1 of this concept: the table's value where it names the concept."""
         return self._r1_table.get(concept.name.casefold(), self.r1)
 
-    def _r2(self, concept: Concept) -> float:
+    def r2_of(self, concept: Concept) -> float:
+        """r2 of this concept: the table's value where it names the concept."""
         return self._r2_table.get(concept.name.casefold(), self.r2)
 
     def _mask(self, model: DiffusionModel, job: Job, stage: Stage, make: Callable[[], Tensors]) -> Tensors:
         """Packed mask of one concept, from the store, or from saliency that is stored or made."""
         saliency_key = {"version": self.version, **job.key()}
         mask_key = saliency_key | {
-            "r2": self._r2(job.concept),
+            "r2": self.r2_of(job.concept),
             "selection": self.selection,
             "granularity": self.granularity,
             "strength_normalise": self.strength_normalise,
@@ -214,7 +222,7 @@ class FIA:
 
     def choose(self, saliency: Tensors, job: Job, device: torch.device) -> Tensors:
         """Eq. 3-6: the bool mask of every layer, from what `saliency.measure` keeps of a concept."""
-        r2 = self._r2(job.concept)
+        r2 = self.r2_of(job.concept)
         names = [key.removeprefix("strength/") for key in saliency if key.startswith("strength/")]
 
         def scores(name: str) -> Tensor:
@@ -257,9 +265,9 @@ class FIA:
             "tau_ca": threshold,
             "per_concept": {
                 concept.name: {
-                    "r1": self._r1(concept),
-                    "r2": self._r2(concept),
-                    "requested": sum(budget(self._r2(concept), f.prune.numel()) for f in layers.values()),
+                    "r1": self.r1_of(concept),
+                    "r2": self.r2_of(concept),
+                    "requested": sum(budget(self.r2_of(concept), f.prune.numel()) for f in layers.values()),
                     "selected": count(masks.masks[concept]),
                 }
                 for concept in concepts

@@ -1,7 +1,6 @@
 """The masks of single concepts as small artefacts, fused at will for any subset of concepts and any alpha.
 
-A layer's mask is kept as packed bits or as gaps between its ones, whichever is smaller (`harness.packing`); everything
-is a plain tensor, so that the store can hold it.
+They are kept packed (`harness.masks`), so that the store can hold them.
 """
 
 from __future__ import annotations
@@ -12,32 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from harness import packing
+from harness.masks import unpack
 
 from .fusion import Fused, agnostic_threshold, fuse
-
-_SHAPE = "shape/"
-
-
-def pack(mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bool masks [Cout, Cin] by layer name, as tensors to store: `ENCODING/LAYER` uint8 and `shape/LAYER`."""
-    packed = {}
-    for name, layer in mask.items():
-        encoding, data = packing.pack(layer.cpu().numpy())
-        packed[f"{encoding}/{name}"] = torch.from_numpy(data)
-        packed[_SHAPE + name] = torch.tensor(layer.shape)
-    return packed
-
-
-def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `pack`, on the CPU."""
-    masks = {}
-    for key, data in packed.items():
-        encoding, name = key.split("/", 1)
-        if encoding + "/" != _SHAPE:
-            shape = tuple(packed[_SHAPE + name].tolist())
-            masks[name] = torch.from_numpy(packing.unpack(encoding, data.numpy(), shape))
-    return dict(sorted(masks.items()))
 
 
 def count(packed: Mapping[str, Tensor]) -> int:

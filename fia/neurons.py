@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from harness.masks import top_entries
+
 GRANULARITIES = ("both", "channel", "layer")
 SELECTIONS = ("both", "temporal", "spatial")
 
@@ -83,17 +85,6 @@ def score(strength: Tensor, frequency: Tensor, *, strength_normalise: bool, use_
     if strength_normalise:
         strength = strength / strength.max().clamp(min=1e-12)
     return 0.5 * strength + 0.5 * frequency.to(strength.dtype) if use_frequency else strength
-
-
-def top_entries(scores: Tensor, k: int) -> Tensor:
-    """True at the k largest entries of every row of `scores` [rows, n]; exactly k a row, ties to the lower index."""
-    if k >= scores.shape[-1]:
-        return torch.ones_like(scores, dtype=torch.bool)
-    tau = kth_largest(scores, k)
-    above = scores > tau
-    ties = scores == tau
-    room = k - above.sum(-1, keepdim=True)
-    return above | (ties & (ties.cumsum(-1) <= room))
 
 
 def select(scores: Tensor, r2: float, granularity: str, zero_score: bool) -> Tensor:

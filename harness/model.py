@@ -105,6 +105,7 @@ class DiffusionModel:
         fingerprint: identity of the unedited model, see `weights.fingerprint_of`.
         calls: UNet calls so far, counted in single samples (a guided sample counts 2).
         edit: the Edit that is applied now, or None (kept by `harness.edit`).
+        source: the folder or file it was loaded from; None for a pipeline in memory.
     """
 
     def __init__(
@@ -119,9 +120,10 @@ class DiffusionModel:
         size: int | None = None,
         vae_dtype: str | torch.dtype | None = None,
         fingerprint: str | None = None,
+        source: Path | None = None,
     ) -> None:
         """Take over a pipeline in memory; without a `fingerprint` one is computed from its tensors as they are now."""
-        self.pipe, self.name, self.suite, self.words = pipe, name, suite, words
+        self.pipe, self.name, self.suite, self.words, self.source = pipe, name, suite, words, source
         self.device, self.dtype = torch.device(device), as_dtype(dtype)
         self.encoders = [e for e in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if e is not None]
         self.tokenizers = [t for t in (pipe.tokenizer, getattr(pipe, "tokenizer_2", None)) if t is not None]
@@ -179,6 +181,7 @@ class DiffusionModel:
             size=size,
             vae_dtype=vae_dtype,
             fingerprint=fingerprint,
+            source=source,
         )
 
     @property
@@ -324,9 +327,7 @@ class DiffusionModel:
         scale = scale.to(self.device, self.dtype).view(rows, 1, 1, 1)
         text = Conditioning.cat([self.unconditional(rows), conditioning]) if guided else conditioning
         extra = self._size_conditioning(text, latents, size)
-        scheduler = sampler.scheduler(self.pipe.scheduler.config)
-        # Timesteps stay on the CPU: the scheduler looks them up in its tables without waiting for the device.
-        scheduler.set_timesteps(sampler.steps)
+        scheduler = self.scheduler(sampler)
         latents = latents.to(self.device, self.dtype) * scheduler.init_noise_sigma
         yield latents
         for i, t in enumerate(scheduler.timesteps):
@@ -340,6 +341,31 @@ class DiffusionModel:
                 predicted = without + scale * (with_prompt - without)
             latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
             yield latents
+
+    def scheduler(self, sampler: Sampler) -> Any:
+        """A fresh diffusers scheduler of this model's noise schedule, with the sampler's timesteps set."""
+        scheduler = sampler.scheduler(self.pipe.scheduler.config)
+        # Timesteps stay on the CPU: the scheduler looks them up in its tables without waiting for the device.
+        scheduler.set_timesteps(sampler.steps)
+        return scheduler
+
+    def predict(
+        self, z_t: Tensor, t: Tensor, conditioning: Conditioning, *, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """One UNet call on noised latents, with gradients where the caller has them on.
+
+        Args:
+            z_t: [n, channels, h, w], at the scale of a variance-preserving scheduler such as DDIM's.
+            t: [n] timesteps.
+            conditioning: features of n prompts.
+            size: (width, height) in pixels told to SDXL; by default the latents' own.
+
+        Returns:
+            [n, channels, h, w].
+        """
+        extra = self._size_conditioning(conditioning, z_t, size)
+        self.calls += len(z_t)
+        return self.unet(z_t, t, encoder_hidden_states=conditioning.hidden, return_dict=False, **extra)[0]
 
     def _size_conditioning(self, text: Conditioning, latents: Tensor, size: tuple[int, int] | None) -> dict[str, Any]:
         if text.pooled is None:
@@ -378,6 +404,43 @@ class DiffusionModel:
             decoded = torch.where(whole.view(-1, 1, 1, 1), decoded, 0).to(torch.uint8)
             pictures.append(decoded.permute(0, 2, 3, 1).cpu())
         return torch.cat(pictures)
+
+    @torch.no_grad()
+    def encode_images(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the VAE's posterior, at the scale of the latents that `denoise` gives.
+
+        Args:
+            pictures: uint8 [n, height, width, 3], with sides that are multiples of `factor`.
+
+        Returns:
+            Twice [n, channels, height / factor, width / factor], float32 on the model's device. A latent is
+            `mean + std * noise`.
+
+        Raises:
+            FloatingPointError: a latent holds NaN or infinity.
+        """
+        height, width = pictures.shape[1:3]
+        if height % self.factor or width % self.factor:
+            raise ValueError(f"picture sizes must be multiples of {self.factor}, got {width} x {height}")
+        config = self.pipe.vae.config
+        shift, scale = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        means, stds = [], []
+        for part in pictures.split(DECODE_BATCH):
+            scaled = part.to(self.device).permute(0, 3, 1, 2).to(self.vae_dtype) / 127.5 - 1
+            posterior = self.pipe.vae.encode(scaled).latent_dist
+            mean, std = posterior.mean.float(), posterior.std.float()
+            if shift is not None and scale is not None:
+                spread = mean.new_tensor(scale).view(1, -1, 1, 1)
+                mean, std = (mean - mean.new_tensor(shift).view(1, -1, 1, 1)) / spread, std / spread
+            means.append(mean * config.scaling_factor)
+            stds.append(std * config.scaling_factor)
+        mean, std = torch.cat(means), torch.cat(stds)
+        if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
+            raise FloatingPointError(
+                f"latents of pictures hold NaN or infinity ({self.name or 'model'}, VAE in {self.vae_dtype}); try "
+                "vae_dtype=float32"
+            )
+        return mean, std
 
 
 class LazyModel:

@@ -13,10 +13,11 @@ import torch
 
 from fia.fia import FIA
 from fia.fusion import agnostic_threshold, fuse
-from fia.masks import MaskSet, count, pack, unpack
-from fia.neurons import budget, kth_largest, passes, score, select, select_across_layers, top_entries
+from fia.masks import MaskSet, count
+from fia.neurons import budget, kth_largest, passes, score, select, select_across_layers
 from fia.statistics import Calibration, Moments, activity, contrast_each_step
 from harness.edit import NoEffectError
+from harness.masks import pack, top_entries, unpack
 from harness.prompts import contrast_pairs
 from harness.sampler import Sampler
 from harness.task import Concept
@@ -221,6 +222,13 @@ def slow_masks(model, preset: str, method: FIA) -> tuple[list[dict[str, np.ndarr
     return scores, masks
 
 
+def at_an_edge(scores: np.ndarray, i: int, j: int, r2: float) -> bool:
+    """Whether the entry lies within float tolerance of its row's or its layer's threshold."""
+    row, layer = (np.sort(v)[::-1] for v in (scores[i], scores.ravel()))
+    edges = np.array([row[budget(r2, row.size) - 1], layer[budget(r2, layer.size) - 1]])
+    return np.abs(scores[i, j] - edges).min() < 1e-4 * scores.max()
+
+
 @pytest.mark.parametrize("preset", ["release", "paper"])
 def test_masks_are_those_of_the_slow_reference(random_sd_model, preset):
     """The same masks, entry by entry. The two compute in float32 and float64, in different orders, so an entry may
@@ -237,9 +245,7 @@ def test_masks_are_those_of_the_slow_reference(random_sd_model, preset):
             total += int(mask[name].sum())
             differing += int(differs.sum())
             for i, j in np.argwhere(differs):
-                row, layer = (np.sort(v)[::-1] for v in (a[name][i], a[name].ravel()))
-                edges = np.array([row[budget(method.r2, row.size) - 1], layer[budget(method.r2, layer.size) - 1]])
-                assert np.abs(a[name][i, j] - edges).min() < 1e-4 * a[name].max()
+                assert at_an_edge(a[name], i, j, method.r2)
     assert total > 300 and differing <= 0.001 * total
     made = method.edit(random_sd_model, CONCEPTS, 0, Shelf())
     for name in expected[0]:
@@ -280,6 +286,19 @@ def test_grouping_and_chunks_do_not_matter(random_sd_model):
         assert overlap(base, other) >= 0.999
     backwards = edit(random_sd_model, CONCEPTS[::-1], group=2).tensors
     assert overlap(base, backwards) >= 0.999
+
+
+@pytest.mark.parametrize("concept", CONCEPTS, ids=str)
+def test_chunk_sizes_change_a_mask_at_its_thresholds_only(random_sd_model, concept):
+    method, shelf = FIA(**QUICK | {"chunk": 16}), Shelf()
+    a = unpack(method.masks(random_sd_model, [concept], 0, shelf).masks[concept])
+    b = unpack(FIA(**QUICK | {"chunk": 1}).masks(random_sd_model, [concept], 0, Shelf()).masks[concept])
+    (kept,) = (tensors for (kind, _), tensors in shelf.items() if kind == "fia.saliency")
+    for name in a:
+        scores = score(kept[f"strength/{name}"], kept[f"count/{name}"].float() / method.steps, strength_normalise=False)
+        scores = scores.numpy()
+        for i, j in np.argwhere(a[name].numpy() != b[name].numpy()):
+            assert at_an_edge(scores, i, j, method.r2)
 
 
 def test_lock_step_is_the_denoising_loop(random_sd_model):
@@ -401,8 +420,10 @@ def test_info_counts_what_the_mask_holds(random_sd_model):
     assert all(not (agnostic.tensors[n] & ~union.tensors[n]).any() for n in union.tensors)
 
 
-def test_single_concept(random_sd_model):
-    alone = edit(random_sd_model, CONCEPTS[:1])
+def test_single_concept(random_sd_model, caplog):
+    with caplog.at_level("INFO", "fia.fia"):
+        alone = edit(random_sd_model, CONCEPTS[:1])
+    assert "0 kept as concept-agnostic (the rule does not apply)" in caplog.text
     assert alone.info["counts"]["all"]["pruned"] == alone.info["per_concept"]["church"]["selected"] > 0
     calls = random_sd_model.calls
     with pytest.raises(NoEffectError, match=r"tau_ca = ceil\(0\.6 \* 1\) = 1"):
@@ -483,9 +504,9 @@ def test_bad_names_and_words(random_sd_model):
 @pytest.mark.parametrize(("task", "expected"), [("imagenette", 0.03), (None, 0.03), ("custom", 0.007)])
 def test_the_papers_table_is_for_the_papers_tasks(task, expected):
     method = FIA(r2_per_concept="paper", r1_per_concept="paper", task_name=task)
-    assert method._r2(Concept("Golf Ball", "object")) == expected
-    assert method._r2(Concept("church", "object")) == 0.007
-    assert method._r1(Concept("Sexual", "style")) == (0.06 if expected == 0.03 else 0.05)
+    assert method.r2_of(Concept("Golf Ball", "object")) == expected
+    assert method.r2_of(Concept("church", "object")) == 0.007
+    assert method.r1_of(Concept("Sexual", "style")) == (0.06 if expected == 0.03 else 0.05)
 
 
 def test_configurations():
@@ -499,7 +520,8 @@ def test_configurations():
     assert paper == FIA(r1_per_concept="paper", r2_per_concept="paper")
     assert release == FIA(name="fia_release", r1_per_concept="paper", r2_per_concept="paper", **RELEASE)
     assert none.name == "none"
-    assert changed._r2(Concept("Golf ball", "object")) == 0.2 and changed._r2(Concept("parachute", "object")) == 0.007
+    assert changed.r2_of(Concept("Golf ball", "object")) == 0.2
+    assert changed.r2_of(Concept("parachute", "object")) == 0.007
 
 
 def test_the_unedited_model(random_sd_model):

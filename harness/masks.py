@@ -1,0 +1,46 @@
+"""What methods that prune weights share: the largest entries of every row, and masks as tensors to store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from . import packing
+
+_SHAPE = "shape/"
+
+
+def top_entries(scores: Tensor, k: int) -> Tensor:
+    """True at the k largest entries of every row of `scores` [rows, n]: exactly k a row, ties to the lower index.
+
+    So masks neither depend on the device's sorting, nor does a smaller k choose what a larger one leaves out.
+    """
+    n = scores.shape[-1]
+    if not 0 < k < n:
+        return torch.full_like(scores, k > 0, dtype=torch.bool)
+    tau = scores.kthvalue(n - k + 1, dim=-1, keepdim=True).values
+    above, ties = scores > tau, scores == tau
+    return above | (ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
+
+
+def pack(mask: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bool masks by layer name, as tensors to store: `ENCODING/LAYER` (see `packing`) and `shape/LAYER`."""
+    packed = {}
+    for name, layer in mask.items():
+        encoding, data = packing.pack(layer.cpu().numpy())
+        packed[f"{encoding}/{name}"] = torch.from_numpy(data)
+        packed[_SHAPE + name] = torch.tensor(layer.shape)
+    return packed
+
+
+def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of `pack`, on the CPU, by layer name in sorted order."""
+    masks = {}
+    for key, data in packed.items():
+        encoding, name = key.split("/", 1)
+        if encoding + "/" != _SHAPE:
+            shape = tuple(packed[_SHAPE + name].tolist())
+            masks[name] = torch.from_numpy(packing.unpack(encoding, data.numpy(), shape))
+    return dict(sorted(masks.items()))

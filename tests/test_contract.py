@@ -1,0 +1,154 @@
+"""What every method promises, held for each file of conf/method/ on a small random model of SD's classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from training_stage import Stage, same_weights, weights
+
+from experiments.search import NO_PRESET
+from harness.edit import Edit, NoEffectError
+from harness.method import Cost
+from harness.task import Concept
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+OBJECTS = "tench, church, golf ball, parachute, chain saw, gas pump, French horn, beagle, radio, castle".split(", ")
+CONCEPTS = [Concept(name, "object") for name in OBJECTS]
+WORDS = ["sea", "inn"]
+TRAINING = {"images": 2, "epochs": 1, "batch": 4, "learning_rate": 1e-3, "precision": "float32"}
+RELABEL = {**TRAINING, "retain_images": 2, "keep": ["car"]}
+# Small sizes; nothing else of a method is changed.
+SMALL = {
+    "fia": {"steps": 2, "words": WORDS, "r2": 0.05, "alpha": 1.0},
+    "fia_release": {"steps": 2, "words": WORDS, "r2": 0.05, "alpha": 1.0},
+    "conceptprune": {"tau": 2, "words": WORDS, "k": 0.05, "own_prompts": False},
+    "mim_mu": TRAINING,
+    **{name: RELABEL for name in NAMES if name.startswith("salun")},
+}
+# What a method may change: suffixes of parameter names; None = any parameter of the UNet.
+LAYERS = {
+    "fia": ("ff.net.2.weight",),
+    "fia_release": ("ff.net.2.weight",),
+    "conceptprune": ("ff.net.2.weight",),
+    "mim_mu": ("attn2.",),
+    "salun_xattn": ("attn2.",),
+    "salun_concept_xattn": ("attn2.",),
+    "salun": None,
+    "salun_concept": None,
+    **{name: ("attn2.to_k.weight", "attn2.to_v.weight") for name in NAMES if name.startswith(("uce", "scapre"))},
+}
+# Whose mathematics knows no order of the concepts, to the bit. Training visits its pictures in an order.
+ORDERLESS = [name for name in LAYERS if not name.startswith(("salun", "mim_mu"))]
+# They change nothing by themselves: the unedited model, and whatever a file holds (tests/test_checkpoint.py).
+EDITING = [name for name in NAMES if name not in ("none", "checkpoint")]
+
+
+def method(name: str, **settings):
+    """The method as `method=NAME` makes it for objects, without a suite's preset, in a small size."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"method={name}", "task=custom", "task.concepts=[tench]", NO_PRESET])
+    plain = OmegaConf.to_container(config, resolve=True)["method"]
+    sampler = {"sampler": {"name": "ddim", "steps": 2, "guidance": 3.0}} if "sampler" in plain else {}
+    return instantiate(OmegaConf.merge(plain, sampler, SMALL.get(name, {}), settings), _convert_="all")
+
+
+@pytest.fixture(scope="module")
+def model(random_sd_folder):
+    """One model for all: a method leaves it as it found it, and the tests check that."""
+    from harness.model import DiffusionModel
+
+    return DiffusionModel.load(random_sd_folder, name="random", suite="tiny")
+
+
+@pytest.fixture(scope="module")
+def made(model):
+    """The edit of two concepts, once a method, and what it cost."""
+    found = {}
+
+    def made(name: str) -> tuple[Edit, Cost]:
+        if name not in found:
+            before, cost = weights(model), Cost(model, "cpu")
+            with cost.stage("edit"):
+                edit = method(name).edit(model, CONCEPTS[:2], 0, Stage())
+            assert same_weights(model, before) and model.edit is None, "a method leaves the model as it found it"
+            found[name] = edit, cost
+        return found[name]
+
+    return made
+
+
+def test_every_method_is_covered():
+    assert set(LAYERS) == set(EDITING)
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_it_changes_only_its_layers_and_names_itself(model, made, name):
+    edit, _ = made(name)
+    assert edit.info["method"] == name == method(name).name
+    assert edit.base == model.fingerprint
+    edit.require_effect(model)
+    if LAYERS[name] is not None:
+        assert all(any(part in parameter for part in LAYERS[name]) for parameter in edit.tensors)
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_saved_loaded_applied_and_reverted_exactly(model, made, name, tmp_path):
+    edit, before = made(name)[0], weights(model)
+    again = Edit.load(edit.save(tmp_path / "edit.safetensors"))
+    assert again.fingerprint == edit.fingerprint and again.info == json.loads(json.dumps(edit.info))
+    with again.applied(model):
+        assert not same_weights(model, before)
+    assert same_weights(model, before)
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_the_same_seed_gives_the_same_edit(model, made, name):
+    assert method(name).edit(model, CONCEPTS[:2], 0, Stage()).fingerprint == made(name)[0].fingerprint
+
+
+@pytest.mark.parametrize("name", EDITING)
+@pytest.mark.parametrize("count", [1, 10])
+def test_one_and_ten_concepts(model, name, count):
+    edit = method(name).edit(model, CONCEPTS[:count], 0, Stage())
+    edit.require_effect(model)
+    assert all(tensor.isfinite().all() for tensor in edit.tensors.values())
+
+
+@pytest.mark.parametrize("name", ORDERLESS)
+def test_the_order_of_the_concepts_does_not_matter(model, made, name):
+    other = method(name).edit(model, CONCEPTS[1::-1], 0, Stage())
+    edit = made(name)[0]
+    assert other.tensors.keys() == edit.tensors.keys()
+    assert all((other.tensors[part] == tensor).all() for part, tensor in edit.tensors.items())
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_it_wants_a_concept(model, name):
+    with pytest.raises((ValueError, NoEffectError), match="at least one concept"):
+        method(name).edit(model, [], 0, Stage())
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_its_cost_is_reported(made, name):
+    cost = made(name)[1].as_dict()["stages"]["edit"]
+    assert cost["seconds"] > 0 and cost["peak_memory_bytes"] > 0
+    closed_form = name.startswith(("uce", "scapre"))
+    assert (cost["unet_samples"] == 0) == closed_form
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_its_preset_for_the_tiny_world_sets_known_parameters_only(name):
+    path = CONF / "preset" / "tiny" / f"{name}.yaml"
+    if not path.exists():
+        pytest.skip("it has none: the method's own values serve")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        own = compose("config", [f"method={name}", NO_PRESET]).method
+    preset = OmegaConf.load(path)
+    if "defaults" not in preset:
+        assert set(preset) == {"method"} and set(preset.method) <= {*own, "preset"} and preset.method.preset == "tiny"

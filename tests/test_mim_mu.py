@@ -1,0 +1,269 @@
+"""MiM-MU: the variants' losses, and the whole edit on small random models of SD's and SDXL's classes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from training_stage import Stage, same_weights, weights
+
+import harness.trainer as trainer
+from baselines.mim_mu import MiMMU, aligned, distilled, repelled
+from harness.sampler import Sampler
+from harness.task import Concept
+from harness.trainer import Settings, parameter_names, summed_gradients, train
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+CONCEPTS = [Concept("tench", "object"), Concept("gas pump", "object")]
+QUICK = {
+    "images": 4,
+    "epochs": 2,
+    "learning_rate": 1e-3,
+    "precision": "float32",
+    "sampler": Sampler("ddim", 1, 3.0),
+    "rollout": Sampler("ddim", 3, 3.0),
+}
+
+
+def edit(model, concepts=CONCEPTS[:1], seed=0, stage=None, **settings):
+    return MiMMU(**QUICK | settings).edit(model, concepts, seed, Stage() if stage is None else stage)
+
+
+@pytest.fixture
+def batch():
+    """Noised latents and timesteps of two samples, twice."""
+    generator = torch.Generator().manual_seed(0)
+    z_t, x_t = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
+    return z_t, torch.tensor([200, 800]), x_t, torch.tensor([400, 100])
+
+
+def gradients(model, loss, batch=2):
+    """The gradient of `loss(network)` by cross-attention parameter."""
+    return summed_gradients(
+        model, parameter_names(model, "xattn"), lambda network, draw: loss(network), Settings(1e-3, batch),
+        steps=1, seed=0, label="toy",
+    )  # fmt: skip
+
+
+def flat(tensors):
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_the_empty_prompt_has_nothing_to_lose(request, kind: str, batch):
+    model, (z_t, t, *_) = request.getfixturevalue(f"random_{kind}_model"), batch
+    empty, losses = model.unconditional(2), []
+
+    def loss(network):
+        losses.append(aligned(network, z_t, t, empty, empty))
+        return losses[-1]
+
+    assert not flat(gradients(model, loss)).any() and losses[0].item() == 0
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_the_first_loss_is_the_gap_of_the_original_model(request, kind: str, batch):
+    model, (z_t, t, *_) = request.getfixturevalue(f"random_{kind}_model"), batch
+    text, empty, losses = model.encode(["a tench", "a church"]), model.unconditional(2), []
+    if kind == "sdxl":
+        assert not empty.pooled.any() and text.pooled.any(), "the target has pooled features of its own"
+    with torch.no_grad():
+        gap = (model.predict(z_t, t, text) - model.predict(z_t, t, empty)).square().mean()
+
+    def loss(network):
+        losses.append(aligned(network, z_t, t, text, empty).detach())
+        return aligned(network, z_t, t, text, empty)
+
+    assert flat(gradients(model, loss)).any()
+    torch.testing.assert_close(losses[0], gap)
+
+
+def test_the_target_stays_the_original_model_s(random_sd_model, batch):
+    z_t, t, *_ = batch
+    model = random_sd_model
+    text, empty = model.encode(["a tench"] * 2), model.unconditional(2)
+    with torch.no_grad():
+        target, gaps = model.predict(z_t, t, empty), []
+
+    def loss(network, draw):
+        value = aligned(network, z_t, t, text, empty)
+        by_hand = (network.predict(z_t, t, text) - target).square().mean()
+        gaps.append(value.item())
+        torch.testing.assert_close(value.detach(), by_hand.detach())
+        return value
+
+    train(model, parameter_names(model, "xattn"), loss, Settings(1e-4, 2), steps=4, seed=0, label="toy")
+    assert all(later < earlier for earlier, later in pairwise(gaps)), gaps
+
+
+def test_b2_on_the_same_latents_is_b1(random_sd_model, batch):
+    z_t, t, x_t, other = batch
+    text, empty = random_sd_model.encode(["a tench"] * 2), random_sd_model.unconditional(2)
+    b1 = flat(gradients(random_sd_model, lambda network: aligned(network, z_t, t, text, empty)))
+    b2 = flat(gradients(random_sd_model, lambda network: distilled(network, z_t, t, z_t, t, text, empty)))
+    torch.testing.assert_close(2 * b2, b1, rtol=1e-4, atol=1e-5 * float(b1.abs().max()))
+    elsewhere = flat(gradients(random_sd_model, lambda network: distilled(network, z_t, t, x_t, other, text, empty)))
+    assert torch.cosine_similarity(elsewhere, b1, dim=0) < 0.99
+
+
+def test_variant_a_starts_in_the_direction_of_esd(random_sd_model, batch):
+    """ESD's target eps_phi("") - eta (eps_phi(y) - eps_phi("")) lies (eta + 1) times as far away."""
+    z_t, t, *_ = batch
+    model, eta = random_sd_model, 1.0
+    text, empty = model.encode(["a tench"] * 2), model.unconditional(2)
+    with torch.no_grad():
+        conditional, marginal = model.predict(z_t, t, text), model.predict(z_t, t, empty)
+        esd_target = marginal - eta * (conditional - marginal)
+    a = flat(gradients(model, lambda network: repelled(network, z_t, t, text, empty)))
+    esd = flat(gradients(model, lambda network: (network.predict(z_t, t, text) - esd_target).square().mean()))
+    torch.testing.assert_close((eta + 1) * a, esd, rtol=1e-4, atol=1e-5 * float(esd.abs().max()))
+
+
+def test_variant_a_keeps_its_direction(random_sd_model, batch):
+    """B1 comes to rest at its target; A is pulled as strongly as before wherever it is."""
+    z_t, t, *_ = batch
+    text, empty = random_sd_model.encode(["a tench"] * 2), random_sd_model.unconditional(2)
+    losses = {}
+    for loss in (aligned, repelled):
+        values = losses[loss] = []
+
+        def step(network, draw, loss=loss, values=values):
+            value = loss(network, z_t, t, text, empty)
+            values.append(value.item())
+            return value
+
+        names = parameter_names(random_sd_model, "xattn")
+        train(random_sd_model, names, step, Settings(1e-4, 2), steps=4, seed=0, label="toy")
+    assert losses[repelled] == pytest.approx([losses[aligned][0]] * 4, rel=1e-4)
+    assert losses[aligned][-1] < 0.99 * losses[aligned][0]
+
+
+@pytest.mark.parametrize("variant", ["B1", "A", "B2", "B3"])
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_an_edit_changes_cross_attention_only(request, kind: str, variant: str):
+    model = request.getfixturevalue(f"random_{kind}_model")
+    before = weights(model)
+    concepts = CONCEPTS if kind == "sdxl" else CONCEPTS[:1]
+    found = edit(model, concepts, variant=variant)
+    assert same_weights(model, before)
+    assert set(found.tensors) == set(parameter_names(model, "xattn"))
+    found.require_effect(model)
+    assert found.info["pairs"] == 4 * len(concepts) and found.info["steps"] == 2 * len(concepts)
+    assert found.info["drift"]["unconditional"] > 0
+
+
+def test_the_same_seed_gives_the_same_edit(random_sd_model):
+    for variant in ("B1", "B2"):
+        first = edit(random_sd_model, variant=variant)
+        assert edit(random_sd_model, variant=variant).fingerprint == first.fingerprint
+        assert edit(random_sd_model, variant=variant, seed=1).fingerprint != first.fingerprint
+    by = {edit(random_sd_model, variant="B3", rollout_by=by, epochs=6).fingerprint for by in ("original", "trained")}
+    assert len(by) == 2, "after the first step the two models draw differently"
+
+
+def test_bfloat16_trains(random_sd_model):
+    assert set(edit(random_sd_model, precision="bfloat16").tensors) == set(parameter_names(random_sd_model, "xattn"))
+
+
+def test_a_killed_edit_goes_on_as_if_it_had_not_been(random_sd_model, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 0)
+    model, stage = random_sd_model, Stage()
+    whole = edit(model, stage=stage, epochs=3)
+    stage.folder = tmp_path
+    backward, steps = trainer._backward, []
+
+    def killed(*args):
+        steps.append(args[4])
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return backward(*args)
+
+    monkeypatch.setattr(trainer, "_backward", killed)
+    with pytest.raises(KeyboardInterrupt):
+        edit(model, stage=stage, epochs=3)
+    again = edit(model, stage=stage, epochs=3)
+    assert again.fingerprint == whole.fingerprint and again.info["drift"] == whole.info["drift"]
+    assert steps == [0, 1, 2, 2]
+
+
+def test_a_concept_given_twice_is_a_concept(random_sd_model, monkeypatch):
+    """A data set that holds everything twice trains to the same weights when its items come in the same order."""
+    method = MiMMU(**QUICK)
+    stage = Stage()
+    once = method._pictures(random_sd_model, CONCEPTS[0], 0, stage)
+    twice = type(once).cat([once, once])
+    order = trainer.Draw.items
+    monkeypatch.setattr(trainer.Draw, "items", lambda draw, n, stream: order(draw, 4, stream))
+    tensors = [
+        train(
+            random_sd_model,
+            parameter_names(random_sd_model, "xattn"),
+            method.loss(random_sd_model, pictures.prompts, pictures, (32, 32)),
+            method.settings,
+            steps=2,
+            seed=0,
+            label="MiM-MU",
+        )
+        for pictures in (once, twice)
+    ]
+    assert tensors[0] and same_weights(*tensors)
+
+
+def test_prompts_hold_the_concept():
+    for concept in (CONCEPTS[0], Concept("Van Gogh", "style"), Concept("sexual", "explicit")):
+        prompts = MiMMU(**QUICK).prompts(concept)
+        assert len(prompts) >= 10 and all(concept.name in prompt for prompt in prompts)
+    own = MiMMU(**QUICK | {"templates": ["{a} {name} at sea"]})
+    assert own.prompts(CONCEPTS[0]) == ["a tench at sea"]
+    with pytest.raises(ValueError, match="minor"):
+        MiMMU(**QUICK | {"templates": ["a {name} child"]}).prompts(Concept("nude", "explicit"))
+
+
+def test_pictures_may_come_from_a_folder(random_sd_model, tmp_path: Path):
+    (tmp_path / "tench").mkdir()
+    for i in range(3):
+        Image.new("RGB", (36, 40), (60 * i, 80, 200)).save(tmp_path / "tench" / f"{i}.png")
+    assert edit(random_sd_model, folder=str(tmp_path), epochs=1).info["pairs"] == 3
+    with pytest.raises(ValueError, match=r"mim_mu: folder=.*: it has no folder 'gas pump'"):
+        edit(random_sd_model, CONCEPTS, folder=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"variant": "B4"}, "B4"),
+        ({"rollout": Sampler("euler", 4, 3.0)}, "euler"),
+        ({"rollout_by": "teacher"}, "teacher"),
+        ({"templates": ["a fish"]}, "mim_mu: a template"),
+        ({"epochs": 0}, "mim_mu: epochs"),
+        ({"learning_rate": -1}, "mim_mu: learning_rate"),
+        ({"folder": "no/such"}, "no such folder"),
+        ({"parameters": "xatt"}, "did you mean xattn"),
+    ],
+)
+def test_bad_parameters_are_one_line(settings, words: str):
+    with pytest.raises(ValueError) as error:
+        MiMMU(**QUICK | settings)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_configurations():
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    def method(*overrides):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = OmegaConf.to_container(compose("config", overrides=["method=mim_mu", *overrides]), resolve=True)
+        preset = config["method"].pop("preset", "")
+        return preset, instantiate(OmegaConf.create(config["method"]), _convert_="all")
+
+    preset, default = method("model=sdxl", "task=imagenette")
+    assert preset == "" and (default.variant, default.epochs, default.parameters) == ("B1", 30, "xattn")
+    assert default == MiMMU()
+    preset, tiny = method("method.variant=B3")
+    assert preset == "tiny" and tiny.rollout.name == tiny.sampler.name == "dpm++" and tiny.variant == "B3"
