@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
@@ -52,6 +52,7 @@ class Classify:
     judge: Judge
     set: str = "classes"
     head: str | None = None
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         heads = tuple(self.judge.labels)
@@ -161,6 +162,7 @@ class Agreement:
     judge: Judge
     second: Judge
     set: str = "classes"
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         self.head, self.second_head = next(iter(self.judge.labels)), next(iter(self.second.labels))

@@ -10,7 +10,7 @@ import urllib.error
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ class Clip:
 
     encoder: Encoder
     set: str = "quality"
+    version: ClassVar[int] = 1
 
     @property
     def id(self) -> str:

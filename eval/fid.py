@@ -10,9 +10,11 @@ over captions (pictures and reference of a caption are drawn together), not the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,9 +26,9 @@ from .values import ALL, Extractor, Value, check_images, paired
 
 if TYPE_CHECKING:
     from harness.generate import ImageSet
-    from harness.task import Task
+    from harness.task import PromptSet, Task
 
-Photos = Callable[[int, str], np.ndarray]
+Photos = Callable[[int, str], Sequence[np.ndarray]]
 
 FID_RESAMPLES = 100
 KID_RESAMPLES = 1_000
@@ -149,9 +151,9 @@ class Fid:
     Attributes:
         extractor: Pictures to features.
         set: The prompt set that is scored.
-        photos: `photos(n, split)` returns n reference pictures, in the order of the prompt rows where they belong to
-            them; None leaves only the comparison with the unedited model.
-        photos_name: How ids name that reference, e.g. `rendered`.
+        photos: `photos(n, split)` returns the reference pictures of the n captions that the suite gives for (n, split),
+            in the captions' order; None leaves only the comparison with the unedited model.
+        photos_name: How ids name that reference, e.g. `rendered`; other pictures need another name.
         kid: Also give KID.
     """
 
@@ -160,6 +162,7 @@ class Fid:
     photos: Photos | None = None
     photos_name: str = ""
     kid: bool = True
+    version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if (self.photos is None) != (not self.photos_name):
@@ -184,12 +187,49 @@ class Fid:
         frame.insert(0, "prompt", [row.prompt for row in images.prompts.rows])
         return frame
 
-    def summarise(self, rows: pd.DataFrame, task: Task, reference_rows: pd.DataFrame | None = None) -> list[Value]:
-        """Against the photos of the task's split, and against the unedited model where other rows are given for it."""
+    def references(self, prompts: PromptSet) -> ImageSet:
+        """The photos of a set of captions, for `rows`; their key is the hash of their pixels.
+
+        A caption's picture is found by the number in its row id (`test/00007` is caption 7), because the prompt screen
+        may have dropped captions before it.
+
+        Raises:
+            ValueError: There are no photos, a row id has no number, or there is no picture of that number.
+        """
+        from harness.generate import ImageSet
+
+        if self.photos is None:
+            raise ValueError(f"{self.id} has no photos")
+        split, numbers = _places(prompts)
+        photos = self.photos(len(prompts.rows) + prompts.screened, split)
+        if max(numbers) >= len(photos):
+            raise ValueError(
+                f"{self.photos_name}: {len(photos)} reference pictures, none for row number {max(numbers)}"
+            )
+        chosen = [photos[number] for number in numbers]
+        digest = hashlib.sha256()
+        for picture in chosen:
+            digest.update(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes())
+        return ImageSet(prompts, chosen, digest.hexdigest())
+
+    def summarise(
+        self,
+        rows: pd.DataFrame,
+        task: Task,
+        reference_rows: pd.DataFrame | None = None,
+        photo_rows: pd.DataFrame | None = None,
+    ) -> list[Value]:
+        """Against the photos, and against the unedited model where other rows are given for it.
+
+        Args:
+            photo_rows: Rows of the `references` of the same captions; needed where there are photos.
+        """
         mine, groups = _features(rows), np.unique(rows["prompt"].astype(str), return_inverse=True)[1]
         values = []
         if self.photos is not None:
-            photos = self.extractor.features(self.photos(len(rows), task.split)).numpy()
+            if photo_rows is None:
+                raise ValueError(f"{self.id} compares with {self.photos_name} pictures: give their rows as photo_rows")
+            photos = _features(paired(rows, photo_rows, f"the {self.photos_name} pictures"))
             values += self._values("", f"{self.photos_name}-n{len(rows)}", mine, photos, groups)
         if reference_rows is not None and reference_rows is not rows:
             base = _features(paired(rows, reference_rows))
@@ -211,6 +251,20 @@ class Fid:
             )
             for name, found in distances.items()
         ]
+
+
+def _places(prompts: PromptSet) -> tuple[str, list[int]]:
+    """The split and the captions' numbers, from row ids `SPLIT/NUMBER` (harness.task.quality_set)."""
+    splits, numbers = set(), []
+    for row in prompts.rows:
+        split, _, number = row.id.rpartition("/")
+        if not split or not re.fullmatch("[0-9]+", number):
+            raise ValueError(f"the reference picture of row {row.id!r} is unknown: its id is not like test/00007")
+        splits.add(split)
+        numbers.append(int(number))
+    if len(splits) != 1:
+        raise ValueError(f"reference pictures are of one split, prompt set {prompts.name} has {sorted(splits)}")
+    return splits.pop(), numbers
 
 
 def _features(rows: pd.DataFrame) -> np.ndarray:

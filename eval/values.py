@@ -45,10 +45,16 @@ class Metric(Protocol):
     """Scores the images of one prompt set.
 
     `fingerprint` says what a stored row depends on besides the id (the hash of the judge's weights), "" if nothing.
+    `version` is raised by hand when the same pictures would give other rows: a stored row of another version is not
+    used.
+
+    A metric that compares with other pictures than the unedited model's also has `photos` and `references`, and takes
+    their rows as `photo_rows` of `summarise`: see `eval.fid.Fid`.
     """
 
     id: str
     set: str
+    version: int
 
     @property
     def fingerprint(self) -> str: ...
@@ -105,9 +111,11 @@ def check_images(images: ImageSet) -> None:
         )
 
 
-def paired(rows: pd.DataFrame, reference_rows: pd.DataFrame) -> pd.DataFrame:
+def paired(
+    rows: pd.DataFrame, reference_rows: pd.DataFrame, whose: str = "the unedited model's images"
+) -> pd.DataFrame:
     """The reference's rows in the order of `rows`; raises ValueError where one is missing."""
     missing = rows.index.difference(reference_rows.index)
     if len(missing):
-        raise ValueError(f"the unedited model's images lack {len(missing)} rows, the first is {missing[0]!r}")
+        raise ValueError(f"{whose} lack {len(missing)} rows, the first is {missing[0]!r}")
     return reference_rows.loc[rows.index]

@@ -2,14 +2,18 @@
 
 Made for sweeps such as `python run.py -m +experiment=tiny_sweep`: every record is one point (forget accuracy, lower is
 better; preserve accuracy, higher is better). A point is on the front if no other one is at least as good in both and
-better in one. The settings behind the chosen points come from the same records, so a choice on the tuning split has to
-be reported on the test split before it is a claim.
+better in one.
+
+The best of many settings is too good on the very split that it was chosen on. So what was chosen on a split is named
+as that, and where the records hold a sweep on the tuning split and one on the test split, the settings chosen on tuning
+are reported by their values on test.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +23,15 @@ from typing import Any
 from harness.files import write_atomic
 
 from . import values
-from .tables import differing, find, flat, notes, read_records
+from .tables import NOT_SETTINGS, differing, find, flat, notes, read_records
 
 # A method that keeps less than this share of the unedited model's preserve accuracy has broken the model.
 KEEP_SHARE = 0.95
+FLOOR = f"{100 * KEEP_SHARE:.0f} % of the unedited model's preserve accuracy"
+FAMILIES = ("forget_accuracy", "preserve_accuracy", "overall_score")
+LABELS = {"base": "unedited model", "world": "frozen world"}
+# Settings of a run, beside the captions, in which a sweep on the tuning split may differ from one on the test split.
+SPLIT_SETTINGS = {"task.split", "task.n", "task.prompts"}
 
 
 @dataclass(frozen=True)
@@ -39,35 +48,54 @@ class Point:
     def words(self) -> str:
         return ", ".join(f"{key.rpartition('.')[2]} {_show(value)}" for key, value in self.settings.items())
 
-
-LABELS = {"base": "unedited model", "world": "frozen world"}
+    @property
+    def choice(self) -> str:
+        """What has to be equal for a record of one split to be the same setting as one of another."""
+        config = {k: v for k, v in flat(self.record["config"]).items() if k.split(".")[0] not in NOT_SETTINGS}
+        kept = {k: v for k, v in config.items() if not k.startswith("quality.") and k not in SPLIT_SETTINGS}
+        return json.dumps(kept, sort_keys=True)
 
 
 def points(records: Sequence[Mapping[str, Any]]) -> list[Point]:
     """The records that measured all three accuracies, as points.
 
     Raises:
-        ValueError: the records are of several tasks, models or splits, or none was scored.
+        ValueError: the records are of several methods, tasks, models or splits, or none was scored.
     """
-    scored = [r for r in records if r["method"] != "none" and _family(r, "forget_accuracy") is not None]
-    if not scored:
-        raise ValueError("none of these records has a forget accuracy")
-    for name in ("task", "model", "split", "world", "base"):
-        # A world that was trained again keeps its folder and ids: its hash tells the two apart.
-        found = sorted({r["fingerprints"]["base"] if name == "base" else r.get(name, "") for r in scored})
-        if len(found) > 1:
-            raise ValueError(f"a front needs records of one {LABELS.get(name, name)}, these are of {', '.join(found)}")
+    scored = _scored(records, ("method", "task", "model", "split", "world", "base"))
     keys = differing(scored)
     result = []
     for record in scored:
-        forget, preserve, overall = (
-            _family(record, name) for name in ("forget_accuracy", "preserve_accuracy", "overall_score")
-        )
+        forget, preserve, overall = (_family(record, name) for name in FAMILIES)
         if preserve is None or overall is None:
             raise ValueError(f"a record of {record['task']} has no preserve accuracy: its task keeps nothing")
         settings = flat(record["config"])
         result.append(Point({key: settings.get(key) for key in keys}, forget, preserve, overall, record))
     return result
+
+
+def sweeps(records: Sequence[Mapping[str, Any]]) -> tuple[list[Point], list[Point]]:
+    """The points that are reported, and those of the tuning split on which a setting may be chosen for them.
+
+    The first are those of the test split; with records of one split only they are that split's, and the second are
+    none.
+    """
+    scored = _scored(records, ("method", "task", "model", "world", "base"))
+    test, tuning = ([r for r in scored if r["split"] == split] for split in ("test", "tuning"))
+    return (points(test), points(tuning)) if test and tuning else (points(scored), [])
+
+
+def _scored(records: Sequence[Mapping[str, Any]], same: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The records of an edit with a forget accuracy; ValueError where they differ in one of `same`, or are none."""
+    scored = [r for r in records if r["method"] != "none" and _family(r, "forget_accuracy") is not None]
+    if not scored:
+        raise ValueError("none of these records has a forget accuracy")
+    for name in same:
+        # A world that was trained again keeps its folder and ids: its hash tells the two apart.
+        found = sorted({r["fingerprints"]["base"] if name == "base" else r.get(name, "") for r in scored})
+        if len(found) > 1:
+            raise ValueError(f"a front needs records of one {LABELS.get(name, name)}, these are of {', '.join(found)}")
+    return scored
 
 
 def front(found: Sequence[Point]) -> list[Point]:
@@ -77,6 +105,19 @@ def front(found: Sequence[Point]) -> list[Point]:
         if not best or point.preserve > best[-1].preserve:
             best.append(point)
     return best
+
+
+def area(found: Sequence[Point]) -> float:
+    """Area under the front, 0 to 1: the integral over f from 0 to 1 of the best preserve accuracy that a setting with a
+    forget accuracy of at most f has, and 0 where no setting forgets that much.
+
+    The line between two settings is a step, because nothing in between was measured. This is the hypervolume of the
+    front (Zitzler and Thiele 1999) against the worst corner, forget 1 and preserve 0. It does not shrink when settings
+    are added, so areas are compared between sweeps of about as many settings.
+    """
+    line = front(found)
+    ends = [*(point.forget for point in line[1:]), 1.0]
+    return sum(point.preserve * (end - point.forget) for point, end in zip(line, ends, strict=True))
 
 
 def best_overall(found: Sequence[Point]) -> Point:
@@ -98,27 +139,58 @@ def unedited_preserve(record: Mapping[str, Any]) -> float:
     return metric["value"]
 
 
-def markdown(found: Sequence[Point]) -> str:
-    """The front as a table, with the two chosen points named below it."""
+def markdown(found: Sequence[Point], tuning: Sequence[Point] = ()) -> str:
+    """The front as a table, with its area and the chosen settings below it.
+
+    Args:
+        found: points of the split that is reported.
+        tuning: points of the tuning split where `found` are of the test split.
+    """
     keys = list(found[0].settings)
     header = [*(key.rpartition(".")[2] for key in keys), "forget %", "preserve %", "overall %", "on the front"]
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header))]
     on_front = front(found)
     for point in sorted(found, key=lambda p: -p.overall):
-        shown = [
-            values.show(values.pick_family(point.record["metrics"], name))
-            for name in ("forget_accuracy", "preserve_accuracy", "overall_score")
-        ]
+        shown = [values.show(values.pick_family(point.record["metrics"], name)) for name in FAMILIES]
         cells = [*(_show(value) for value in point.settings.values()), *shown, "yes" if point in on_front else ""]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", f"Best overall score: {_sentence(best_overall(found))}."]
-    keeping = best_keeping(found)
-    floor = f"{100 * KEEP_SHARE:.0f} % of the unedited model's preserve accuracy"
-    if keeping is None:
-        lines.append(f"No setting keeps {floor}.")
-    else:
-        lines.append(f"Least forget accuracy that keeps {floor}: {_sentence(keeping)}.")
-    return "\n".join([*lines, "", *(f"{note}  " for note in notes([p.record for p in found]))]) + "\n"
+    split = found[0].record["split"]
+    lines += ["", f"Area under the front of these {len(found)} settings, {split} split: {100 * area(found):.1f} %.", ""]
+    lines += [f"* {line}" for line in [*_from_tuning(found, tuning), *_from_itself(found)]]
+    return "\n".join([*lines, "", *(f"{note}  " for note in notes([p.record for p in found], FAMILIES))]) + "\n"
+
+
+def choices(found: Sequence[Point]) -> dict[str, Point | None]:
+    """The settings that a user would take, by the words for the rule; None where no setting fulfils it."""
+    return {
+        "Best overall score": best_overall(found),
+        f"Least forget accuracy that keeps {FLOOR}": best_keeping(found),
+    }
+
+
+def _from_itself(found: Sequence[Point]) -> list[str]:
+    """The settings chosen on the split that is shown, and what that means."""
+    split = found[0].record["split"]
+    after = "report it on the test split" if split == "tuning" else "so these values flatter it"
+    return [
+        f"No setting keeps {FLOOR}."
+        if point is None
+        else f"{rule}: {_sentence(point)} (chosen on this split, {after})."
+        for rule, point in choices(found).items()
+    ]
+
+
+def _from_tuning(found: Sequence[Point], tuning: Sequence[Point]) -> list[str]:
+    """The settings chosen on the tuning split, by their values on the split that is shown."""
+    lines = []
+    for rule, point in choices(tuning).items() if tuning else ():
+        if point is None:
+            lines.append(f"{rule}, chosen on the tuning split: none does.")
+            continue
+        same = [other for other in found if other.choice == point.choice]
+        there = "; ".join(map(_sentence, same)) or f"{point.words or 'the only setting'} was not run on this split"
+        lines.append(f"{rule}, chosen on the tuning split: {there} (on tuning: {_sentence(point)}).")
+    return lines
 
 
 def plot(found: Sequence[Point], path: Path) -> Path:
@@ -140,7 +212,12 @@ def plot(found: Sequence[Point], path: Path) -> Path:
         f"{100 * KEEP_SHARE:.0f} % of unedited", (0.99, floor), xycoords=("axes fraction", "data"), ha="right"
     )
     best = best_overall(found)
-    axes.annotate(best.words, (100 * best.forget, 100 * best.preserve), xytext=(6, -12), textcoords="offset points")
+    axes.annotate(
+        f"{best.words} (best on this split)",
+        (100 * best.forget, 100 * best.preserve),
+        xytext=(6, -12),
+        textcoords="offset points",
+    )
     axes.set_xlabel("forget accuracy % (lower is better)")
     axes.set_ylabel("preserve accuracy % (higher is better)")
     record = found[0].record
@@ -161,8 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write NAME.md and NAME.png")
     options = parser.parse_args(argv)
     try:
-        found = points(read_records(find(options.places)))
-        table = markdown(found)
+        found, tuning = sweeps(read_records(find(options.places)))
+        table = markdown(found, tuning)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -35,10 +35,13 @@ def score(
         reference = before[metric.set]
         # The unedited pictures are not compared with themselves: they get no reference.
         reference_rows = stored_rows(parts, metric, reference, None)
-        unedited += metric.summarise(reference_rows, parts.task)
+        more = {}
+        if getattr(metric, "photos", None) is not None:
+            more["photo_rows"] = stored_rows(parts, metric, metric.references(reference.prompts), None)
+        unedited += metric.summarise(reference_rows, parts.task, **more)
         if after is not before:
             rows = stored_rows(parts, metric, after[metric.set], reference)
-            edited += metric.summarise(rows, parts.task, reference_rows)
+            edited += metric.summarise(rows, parts.task, reference_rows, **more)
     return tuple(unedited), tuple(unedited if after is before else edited)
 
 
@@ -52,6 +55,7 @@ def stored_rows(parts: Setup, metric: Any, images: ImageSet, reference: ImageSet
     # Row ids and labels belong to the rows; `images.key` covers the pixels only.
     key = {
         "metric": metric.id,
+        "version": metric.version,
         "judge": metric.fingerprint,
         "images": images.key,
         "reference": reference and reference.key,

@@ -31,10 +31,9 @@ def show_record(record: Record, console: Console | None = None) -> None:
             f"{_percent(shares['unet'])} of the UNet, {_percent(shares['pipeline'])} of the pipeline"
         )
     if data["metrics"]:
-        console.print(summary_table(data))
-        classes = class_table(data)
-        if classes is not None:
-            console.print(classes)
+        for table in [*summary_tables(data), class_table(data)]:
+            if table is not None:
+                console.print(table)
         for line in legend(data):
             console.print(line, style="dim")
     made, reused = record.counts["images_made"], record.counts["images_reused"]
@@ -44,23 +43,29 @@ def show_record(record: Record, console: Console | None = None) -> None:
     )
 
 
-def summary_table(data: Mapping[str, Any]) -> Table:
-    """The record's aggregates, the unedited model's above them."""
-    ids = values.headline_ids([data])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method")
-    for i in ids:
-        table.add_column(values.title(i, ids), justify="right")
-    table.add_column("zero weights of the UNet %", justify="right")
-    table.add_column("seconds to edit", justify="right")
-    if data["method"] != "none":
-        table.add_row("unedited", *(values.show(values.pick(data["unedited"], i)) for i in ids), "", "")
-    seconds = data["cost"]["edit_made"]["seconds"]
-    share = data["edit"]["shares"]["unet"]
-    row = [values.show(values.pick(data["metrics"], i)) for i in ids]
-    none = data["edit"]["kind"] == "none"
-    table.add_row(data["method"], *row, "" if none else f"{100 * share:.2f}", "" if none else f"{seconds:.1f}")
-    return table
+def summary_tables(data: Mapping[str, Any]) -> list[Table]:
+    """The record's aggregates, the unedited model's above them: one table of scores, one of general quality."""
+    shown = values.headline_ids([data])
+    edited = data["edit"]["kind"] != "none"
+    tables = []
+    for ids in values.groups(shown).values():
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("method")
+        for i in ids:
+            table.add_column(values.title(i, shown), justify="right")
+        cost = []
+        if not tables:  # what the edit did and took stands once
+            table.add_column("zero weights of the UNet %", justify="right")
+            table.add_column("seconds to edit", justify="right")
+            seconds = data["cost"]["edit_made"]["seconds"]
+            cost = [f"{100 * data['edit']['shares']['unet']:.2f}", f"{seconds:.1f}"] if edited else ["", ""]
+        if data["method"] != "none":
+            table.add_row(
+                "unedited", *(values.show(values.pick(data["unedited"], i)) for i in ids), *("" for _ in cost)
+            )
+        table.add_row(data["method"], *(values.show(values.pick(data["metrics"], i)) for i in ids), *cost)
+        tables.append(table)
+    return tables
 
 
 def class_table(data: Mapping[str, Any]) -> Table | None:
@@ -75,7 +80,7 @@ def class_table(data: Mapping[str, Any]) -> Table | None:
     table.add_column("")
     many = len({values.family(i) for i in ids}) > 1 or len(ids) > 2
     for i in ids:
-        head = f" {values.title(i, ids)}" if many else (" %" if values.family(i) in values.PERCENT else "")
+        head = f" {values.title(i, ids)}" if many else values.unit(i).words
         table.add_column(f"unedited{head}", justify="right")
         table.add_column(f"edited{head}", justify="right")
     for name in names:
@@ -92,14 +97,9 @@ def class_table(data: Mapping[str, Any]) -> Table | None:
 
 def legend(data: Mapping[str, Any]) -> list[str]:
     """One line a metric: its full id, n and direction."""
-    arrows = {True: "higher is better", False: "lower is better", None: "no direction"}
     ids = values.headline_ids([data])
-    lines = []
-    for i in ids:
-        metric = values.pick(data["metrics"], i)
-        reason = f"; {metric['reason']}" if metric.get("reason") else ""
-        lines.append(f"{values.title(i, ids)}: {i}, n = {metric['n']}, {arrows[metric['higher_is_better']]}{reason}")
-    return [*lines, "Brackets: 95 % intervals."]
+    entries = [m for m in data["metrics"] if m["subject"] == "all"]
+    return [*(values.legend(i, ids, entries) for i in ids), *values.remarks(ids)]
 
 
 def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:

@@ -1,7 +1,8 @@
 """Tables made from records only: `python -m experiments.tables results/records [--format md|csv|latex]`.
 
-One row a record: method, the settings in which the records differ, pictures a class, and the scores with their 95 %
-intervals. Shares are percent. Two metric ids never share a column, and every table says which model it is about.
+One row a record: method, the settings in which the records differ, n, and the values with their 95 % intervals; scores
+of the task's classes in one table, general quality in another. Shares are percent. Two metric ids never share a column,
+and every table says which model it is about. Records without scores (`edit_only=true`) are counted, not shown.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from . import values
 # Keys of a configuration that say where and how a run was done, not what was computed.
 NOT_SETTINGS = {
     "store", "records", "device", "dry_run", "edit_only", "export", "replay", "debug", "logger", "allow_noop",
-    "batch_size",
+    "batch_size", "speed",
 }  # fmt: skip
 # What a method's or group's name already says.
 NAMES = ("_target_", "name", "words")
@@ -90,33 +92,68 @@ def differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def rows(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table of these records; the unedited model's row comes first where they share one."""
-    ids = values.headline_ids(records)
-    keys = differing(records)
-    header = ["method", *(_short(key, keys) for key in keys), "n", *(values.title(i, ids) for i in ids)]
-    body = []
-    for record in records:
-        settings = flat(record["config"])
-        # `metrics` of the unedited model are the same object in every record that shares its pictures.
-        cells = [record["method"], *(_cell(settings.get(key)) for key in keys), _cell(_n(record))]
-        body.append(cells + [values.show(values.pick(record["metrics"], i)) for i in ids])
-    unedited = {json.dumps(r.get("unedited"), sort_keys=True) for r in records if r.get("unedited")}
-    if len(unedited) == 1 and not any(record["method"] == "none" for record in records):
-        metrics = json.loads(unedited.pop())
-        first = ["unedited", *("" for _ in keys), _cell(_n(records[0]))]
-        body.insert(0, first + [values.show(values.pick(metrics, i)) for i in ids])
-    return header, body
+@dataclass(frozen=True)
+class Table:
+    """One table of a group of records: `caption` says what its n counts."""
+
+    caption: str
+    header: list[str]
+    body: list[list[str]]
 
 
-def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What stands below a table: which models, which metrics, which way is better."""
+CAPTIONS = {
+    "scores": "Concepts to forget and to keep; n: pictures a class.",
+    "quality": "General quality; n: captions.",
+}
+
+
+def tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The tables of these records: scores, and general quality where it was measured.
+
+    A record is left out of a table that has nothing of it. The unedited model's row comes first where the records share
+    one.
+    """
+    shown = values.headline_ids(records)
+    keys = differing([record for record in records if record["metrics"]])
+    found = []
+    for name, ids in values.groups(shown).items():
+        header = ["method", *(_short(key, keys) for key in keys), "n", *(values.title(i, shown) for i in ids)]
+        measured = [r for r in records if any(values.pick(r["metrics"], i) for i in ids)]
+        lines = [
+            (r["method"], [_cell(flat(r["config"]).get(key)) for key in keys], r, _picked(r["metrics"], ids))
+            for r in measured
+        ]
+        unedited = [_picked(r.get("unedited", []), ids) for r in measured]
+        shared = all(metrics == unedited[0] for metrics in unedited) and unedited[0]
+        if shared and not any(r["method"] == "none" for r in measured):
+            lines.insert(0, ("unedited", [""] * len(keys), measured[0], unedited[0]))
+        body = [
+            [who, *settings, _n(record, name, metrics), *(values.show(values.pick(metrics, i)) for i in ids)]
+            for who, settings, record, metrics in lines
+        ]
+        found.append(Table(CAPTIONS[name], header, body))
+    return found
+
+
+def notes(records: Sequence[Mapping[str, Any]], families: Iterable[str] | None = None) -> list[str]:
+    """What stands below the tables: which models, what each column is, which way is better, what was left out.
+
+    Args:
+        families: of the metrics that are shown; None: all.
+    """
     models = dict.fromkeys(f"{r['model']}: {_words(r)}{_world(r)}" for r in records)
-    lines = [f"Model {model}." for model in models]
-    measured = [m for i in values.headline_ids(records) for m in [_first(records, i)]]
-    arrows = {True: "higher is better", False: "lower is better", None: "no direction"}
-    lines += [f"{values.title(m['id'], [])}: {m['id']}, {arrows[m['higher_is_better']]}." for m in measured]
-    return [*lines, "Brackets: 95 % intervals."]
+    ids = [i for i in values.headline_ids(records) if families is None or values.family(i) in families]
+    entries = [m for r in records for m in r["metrics"] if m["subject"] == "all"]
+    lines = [*(f"Model {model}." for model in models), *(values.legend(i, ids, entries) for i in ids)]
+    return [*lines, *(values.remarks(ids) if ids else []), *left_out(records)]
+
+
+def left_out(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line on the records without scores, which no table shows; no line where there are none."""
+    count = sum(not record["metrics"] for record in records)
+    if not count:
+        return []
+    return [f"Left out: {count} record{'s' if count > 1 else ''} without scores (edit_only=true)."]
 
 
 def _world(record: Mapping[str, Any]) -> str:
@@ -124,38 +161,46 @@ def _world(record: Mapping[str, Any]) -> str:
 
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
-    """The table as Markdown with its notes."""
-    header, body = rows(records)
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *body]]
-    return "\n".join([*lines, "", *(f"{note}  " for note in notes(records))]).rstrip() + "\n"
+    """The tables as Markdown with their notes."""
+    lines = []
+    for table in tables(records):
+        lines += [table.caption, ""]
+        rows = [table.header, ["---"] * len(table.header), *table.body]
+        lines += ["| " + " | ".join(cells) + " |" for cells in rows]
+        lines.append("")
+    return "\n".join([*lines, *(f"{note}  " for note in notes(records))]).rstrip() + "\n"
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """The table as CSV: full metric ids as headers; value, low and high in columns of their own, as in the records."""
+    """All columns in one CSV: full metric ids as headers; value, low, high and n in columns of their own, as in the
+    records. The column n is the pictures a class that were asked for."""
     ids = values.headline_ids(records)
-    keys = differing(records)
+    scored = [record for record in records if record["metrics"]]
+    keys = differing(scored)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(
-        ["method", "model", "task", *keys, "n", *(f"{i}{part}" for i in ids for part in ("", ":low", ":high"))]
-    )
-    for record in records:
+    parts = {"": "value", ":low": "low", ":high": "high", ":n": "n"}
+    writer.writerow(["method", "model", "task", *keys, "n", *(f"{i}{part}" for i in ids for part in parts)])
+    for record in scored:
         settings = flat(record["config"])
-        cells = [record["method"], record["model"], record["task"], *(_cell(settings.get(k)) for k in keys), _n(record)]
+        cells = [record["method"], record["model"], record["task"], *(_cell(settings.get(k)) for k in keys)]
+        cells.append(_a_class(record))
         for i in ids:
-            metric = values.pick(record["metrics"], i) or {"value": None, "low": None, "high": None}
-            cells += [metric["value"], metric["low"], metric["high"]]
+            metric = values.pick(record["metrics"], i) or {}
+            cells += [metric.get(name) for name in parts.values()]
         writer.writerow(cells)
     return buffer.getvalue()
 
 
 def latex(records: Sequence[Mapping[str, Any]]) -> str:
-    """The table as a LaTeX tabular; the notes are comments."""
-    header, body = rows(records)
-    lines = [" & ".join(_tex(cell) for cell in cells) + r" \\" for cells in [header, *body]]
-    lines.insert(1, r"\hline")
-    begin = r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}"
-    return "\n".join([*(f"% {note}" for note in notes(records)), begin, *lines, r"\end{tabular}"]) + "\n"
+    """Each table as a LaTeX tabular; captions and notes are comments."""
+    lines = []
+    for table in tables(records):
+        rows = [" & ".join(_tex(cell) for cell in cells) + r" \\" for cells in [table.header, *table.body]]
+        rows.insert(1, r"\hline")
+        begin = r"\begin{tabular}{l" + "r" * (len(table.header) - 1) + "}"
+        lines += [f"% {table.caption}", begin, *rows, r"\end{tabular}"]
+    return "\n".join([*(f"% {note}" for note in notes(records)), *lines]) + "\n"
 
 
 FORMATS = {"md": markdown, "csv": as_csv, "latex": latex}
@@ -182,6 +227,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.format == "md":
             print(f"### {task}, model {model}\n")
         print(FORMATS[options.format](group))
+        if options.format == "csv":  # which has no place for remarks
+            for line in left_out(group):
+                print(line, file=sys.stderr)
     return 0
 
 
@@ -199,16 +247,23 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _n(record: Mapping[str, Any]) -> Any:
+def _a_class(record: Mapping[str, Any]) -> Any:
     return record["config"].get("task", {}).get("n")
+
+
+def _n(record: Mapping[str, Any], table: str, metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Pictures a class in the table of scores, else what the values rest on."""
+    if table == "scores":
+        return _cell(_a_class(record))
+    return "/".join(map(str, sorted({metric["n"] for metric in metrics})))
+
+
+def _picked(metrics: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[Mapping[str, Any]]:
+    return [metric for i in ids for metric in [values.pick(metrics, i)] if metric is not None]
 
 
 def _words(record: Mapping[str, Any]) -> str:
     return record["config"].get("model", {}).get("words") or "no description"
-
-
-def _first(records: Sequence[Mapping[str, Any]], metric_id: str) -> Mapping[str, Any]:
-    return next(m for r in records for m in [values.pick(r["metrics"], metric_id)] if m is not None)
 
 
 def _tex(text: str) -> str:

@@ -105,29 +105,83 @@ def image_set(images: np.ndarray) -> ImageSet:
 TASK = Task("test", "object", "tuning", ())
 
 
+def photos(n: int, split: str) -> np.ndarray:
+    """Pictures in which number and split can be read off the features."""
+    start = {"test": 0, "tuning": 100}[split]
+    return np.stack([np.full((4, 4, 3), start + i, np.uint8) for i in range(n)])
+
+
 def test_metric_compares_with_photos_and_with_the_unedited_model() -> None:
-    asked = []
-
-    def photos(n: int, split: str) -> np.ndarray:
-        asked.append((n, split))
-        return noise(n, 5)
-
-    metric = Fid(Flatten(), photos=photos, photos_name="rendered")
+    metric = Fid(Flatten(), photos=lambda n, split: noise(n, 5), photos_name="rendered")
     before, after = metric.rows(image_set(noise(30, 1)), None), metric.rows(image_set(noise(30, 2, 60)), None)
     assert (after.dtypes.iloc[1:] == np.float32).all()
-    values = metric.summarise(after, TASK, before)
+    there = metric.rows(metric.references(image_set(noise(30, 2)).prompts))
+    values = metric.summarise(after, TASK, before, there.iloc[::-1])
     assert [value.id for value in values] == [
         "fid/eight/rendered-n30", "kid/eight/rendered-n30", "fid_vs_base/eight/n30", "kid_vs_base/eight/n30",
     ]  # fmt: skip
-    assert asked == [(30, "tuning")]
+    net = Flatten()
+    expected = fid(net.features(noise(30, 2, 60)).numpy(), net.features(noise(30, 5)).numpy(), np.arange(30) % 20)
+    assert values[0].value == pytest.approx(expected.value, rel=1e-4)
     assert all(value.n == 30 and value.higher_is_better is False for value in values)
-    assert [value.id for value in metric.summarise(before, TASK, before)] == [value.id for value in values[:2]]
-    assert metric.summarise(before.copy(), TASK, before)[2].value == pytest.approx(0, abs=1e-6)
+    alone = metric.summarise(before, TASK, before, there)
+    assert [value.id for value in alone] == [value.id for value in values[:2]]
+    assert metric.summarise(before.copy(), TASK, before, there)[2].value == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="give their rows as photo_rows"):
+        metric.summarise(after, TASK, before)
+    with pytest.raises(ValueError, match="the rendered pictures lack 1 rows, the first is 'test/29'"):
+        metric.summarise(after, TASK, before, there.iloc[:29])
+
+
+@pytest.mark.parametrize("split", ["test", "tuning"])
+def test_a_dropped_caption_takes_its_reference_picture_with_it(split: str) -> None:
+    """The screen dropped captions 0, 3 and 9 of ten: the others keep the pictures of their own numbers."""
+    left = [1, 2, 4, 5, 6, 7, 8]
+    rows = tuple(Row(f"{split}/{i:05d}", f"a road {i}", i) for i in left)
+    metric = Fid(Flatten(), photos=photos, photos_name="rendered")
+    prompts = PromptSet("quality", rows, screened=3)
+    there = metric.rows(metric.references(prompts))
+    start = 100 if split == "tuning" else 0
+    assert list(there.index) == [row.id for row in rows]
+    assert (50 * there["f0"]).tolist() == pytest.approx([start + i for i in left], rel=1e-6)
+    same = metric.rows(ImageSet(prompts, list(photos(10, split)[left]), "key", 7, 0), None)
+    assert metric.summarise(same, TASK, None, there)[0].value == pytest.approx(0, abs=1e-6)
+
+
+def test_the_suite_is_asked_for_as_many_photos_as_captions() -> None:
+    """A source may answer another n with other pictures, as COCO's tuning split does: its last n."""
+    asked = []
+
+    def last(n: int, split: str) -> np.ndarray:
+        asked.append((n, split))
+        return photos(20, split)[-n:]
+
+    metric = Fid(Flatten(), photos=last, photos_name="rendered")
+    prompts = PromptSet("quality", (Row("test/00001", "a road", 1), Row("test/00002", "a tree", 2)), screened=8)
+    assert [int(picture[0, 0, 0]) for picture in metric.references(prompts).images] == [11, 12]
+    assert asked == [(10, "test")]
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (["a", "b"], "row 'a' is unknown"),
+        (["test/1", "test/x2"], "row 'test/x2' is unknown"),
+        (["test/1", "tuning/2"], "of one split"),
+        (["test/0", "test/7"], "2 reference pictures, none for row number 7"),
+    ],
+)
+def test_rows_without_a_reference_picture_are_refused(ids: list[str], words: str) -> None:
+    prompts = PromptSet("quality", tuple(Row(id, "a road", i) for i, id in enumerate(ids)))
+    with pytest.raises(ValueError, match=words):
+        Fid(Flatten(), photos=photos, photos_name="rendered").references(prompts)
 
 
 def test_photos_and_their_name_go_together() -> None:
     with pytest.raises(ValueError, match="photos and photos_name"):
         Fid(Flatten(), photos_name="rendered")
+    with pytest.raises(ValueError, match="features/eight has no photos"):
+        Fid(Flatten()).references(image_set(noise(2, 1)).prompts)
 
 
 def test_missing_inception_weights_are_one_clear_line(tmp_path, monkeypatch) -> None:

@@ -134,7 +134,7 @@ def test_the_tiny_suite_scores_pictures(trained, tmp_path, monkeypatch) -> None:
     captions = instantiate(suite.captions)(12, "test")
     sets = {
         "classes": [Row(f"c{i}", f"an image of a {name}", i, label=name) for i, name in enumerate(OBJECTS[:2] * 6)],
-        "quality": [Row(f"q{i}", prompt, seed) for i, (prompt, seed) in enumerate(captions)],
+        "quality": [Row(f"test/{i:05d}", prompt, seed) for i, (prompt, seed) in enumerate(captions)],
     }
     task = Task("test", "object", "test", (Concept(OBJECTS[0], "object"),), OBJECTS[1:2])
     values = []
@@ -143,7 +143,8 @@ def test_the_tiny_suite_scores_pictures(trained, tmp_path, monkeypatch) -> None:
         before, after = (ImageSet(prompts, list(draw(12, seed).images), str(seed)) for seed in (1, 2))
         reference = metric.rows(before, before)
         assert list(reference.index) == [row.id for row in prompts.rows]
-        values += metric.summarise(metric.rows(after, before), task, reference)
+        photos = {"photo_rows": metric.rows(metric.references(prompts))} if hasattr(metric, "photos") else {}
+        values += metric.summarise(metric.rows(after, before), task, reference, **photos)
     assert [value.id for value in values if value.subject == "all"] == [
         "forget_accuracy/tiny-v1/cnn", "preserve_accuracy/tiny-v1/cnn", "overall_score/tiny-v1/cnn",
         "judge_agreement/tiny-v1/cnn+tiny-v1/large-kernel",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import front, tables, values
+from experiments import front, show, tables, values
 
 
 def metric(family: str, value: float | None, subject: str = "all", judge: str = "judge-1") -> dict:
@@ -49,13 +49,112 @@ def record(forget: float, preserve: float, method: str = "fia", judge: str = "ju
     }
 
 
+def quality(n: int = 64, kid: float = 0.0123, change: float | None = -0.31) -> list[dict]:
+    """CLIP, FID and KID; `change` None for the unedited model, which is not compared with itself."""
+
+    def entry(id: str, value: float, better: bool, half: float) -> dict:
+        ends = {"low": value - half, "high": value + half}
+        return {"id": id, "subject": "all", "value": value, "n": n, **ends, "higher_is_better": better}
+
+    found = [
+        {**metric("judge_agreement", 0.9), "higher_is_better": None, "n": 500},
+        entry("clip/rn/x100", 25.0, True, 0.5),
+        entry(f"fid/cnn128/rendered-n{n}", 40.0, False, 5),
+        entry(f"kid/cnn128/rendered-n{n}", kid, False, 0.02),
+    ]
+    compared = [
+        entry("clip_difference/rn/x100", change or 0, True, 0.2),
+        entry(f"kid_vs_base/cnn128/n{n}", 0.001, False, 0),
+    ]
+    return found if change is None else [*found, *compared]
+
+
+def with_quality(data: dict, n: int = 64) -> dict:
+    return data | {"metrics": data["metrics"] + quality(n), "unedited": data["unedited"] + quality(n, change=None)}
+
+
 def test_only_settings_that_differ_become_columns():
     group = [record(0.5, 0.9, alpha=0.4, r1=0.05), record(0.2, 0.8, alpha=0.8, r1=0.05)]
     assert tables.differing(group) == ["method.alpha"]  # not the store, not r1
-    header, body = tables.rows(group)
-    assert header == ["method", "alpha", "n", "forget %", "preserve %", "overall %"]
-    assert body[0] == ["unedited", "", "50", "100.0 [95.0, 105.0]", "98.0 [93.0, 103.0]", "49.0 [44.0, 54.0]"]
-    assert body[2][:4] == ["fia", "0.8", "50", "20.0 [15.0, 25.0]"]
+    (table,) = tables.tables(group)
+    assert table.header == ["method", "alpha", "n", "forget %", "preserve %", "overall %"]
+    assert table.body[0] == ["unedited", "", "50", "100.0 [95.0, 105.0]", "98.0 [93.0, 103.0]", "49.0 [44.0, 54.0]"]
+    assert table.body[2][:4] == ["fia", "0.8", "50", "20.0 [15.0, 25.0]"]
+
+
+def test_quality_has_a_table_of_its_own_with_its_n():
+    scores_table, table = tables.tables([with_quality(record(0.5, 0.9))])
+    assert (
+        scores_table.header[-2:] == ["overall %", "judges agree %"] and scores_table.body[1][-1] == "90.0 [85.0, 95.0]"
+    )
+    assert table.header == [
+        "method", "n", "CLIP", "CLIP - unedited", "FID", "KID x1000", "KID vs unedited x1000",
+    ]  # fmt: skip
+    assert table.body[0][:4] == ["unedited", "64", "25.00 [24.50, 25.50]", ""]
+    assert table.body[1][3:] == ["-0.31 [-0.51, -0.11]", "40.00 [35.00, 45.00]", "12.3 [-7.7, 32.3]", "1.0 [1.0, 1.0]"]
+
+
+def test_another_n_is_another_column():
+    _, table = tables.tables([with_quality(record(0.5, 0.9)), with_quality(record(0.4, 0.9), n=100)])
+    first, second = (table.header.index(f"kid/cnn128/rendered-n{n} x1000") for n in (64, 100))
+    assert [row[1] for row in table.body] == ["64", "100"]  # and no unedited row: they do not share one
+    assert [bool(row[first]) for row in table.body] == [True, False] == [not row[second] for row in table.body]
+
+
+def test_a_record_without_quality_is_not_a_row_of_the_quality_table():
+    both = [with_quality(record(0.5, 0.9, alpha=0.4)), record(0.2, 0.8, alpha=0.8)]
+    scores_table, table = tables.tables(both)
+    assert [row[:2] for row in table.body] == [["unedited", ""], ["fia", "0.4"]]
+    assert [row[1] for row in scores_table.body if row[0] == "fia"] == ["0.4", "0.8"]
+
+
+def test_a_family_that_no_list_names_is_shown_all_the_same():
+    data = record(0.5, 0.9)
+    data["metrics"] = [*data["metrics"], metric("strangeness", 0.25)]
+    (table,) = tables.tables([data])
+    assert table.header[-1] == "strangeness" and table.body[-1][-1] == "0.250 [0.200, 0.300]"
+
+
+def test_notes_give_every_n_and_say_what_kid_is_for():
+    notes = tables.notes([with_quality(record(0.5, 0.9)), with_quality(record(0.4, 0.9), n=100)])
+    assert "judges agree %: judge_agreement/judge-1, n = 500, no direction." in notes
+    assert "CLIP: clip/rn/x100, n = 64 to 100, higher is better." in notes
+    assert any("KID is not" in line for line in notes)
+    assert not any("KID" in line for line in tables.notes([record(0.5, 0.9)]))
+
+
+def edit_only(**settings: object) -> dict:
+    return record(0.5, 0.9, **settings) | {"metrics": [], "unedited": []}
+
+
+def test_records_without_scores_are_counted_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture):
+    group = [record(0.5, 0.9, alpha=0.4), edit_only(alpha=0.9), edit_only(alpha=1.0)]
+    for text in (tables.markdown(group), tables.latex(group)):
+        assert "Left out: 2 records without scores (edit_only=true)." in text
+        assert "0.9 " not in text and "alpha" not in text  # neither their rows nor a setting that only they change
+    for i, data in enumerate(group):
+        (tmp_path / f"{i}.json").write_text(json.dumps(data))
+    assert tables.main([str(tmp_path), "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert len(list(csv.reader(io.StringIO(out.strip())))) == 2
+    assert err == "Left out: 2 records without scores (edit_only=true).\n"
+    assert "Left out" not in tables.markdown(group[:1])
+    alone = tables.markdown(group[1:2])
+    assert "Left out: 1 record without" in alone and "|" not in alone
+
+
+def test_the_screen_shows_two_tables():
+    data = with_quality(record(0.5, 0.9)) | {
+        "edit": {"kind": "mask", "shares": {"unet": 0.0123}}, "cost": {"edit_made": {"seconds": 4.0}},
+    }  # fmt: skip
+    first, second = show.summary_tables(data)
+    heads = [[column.header for column in table.columns] for table in (first, second)]
+    assert heads[0][1:5] == ["forget %", "preserve %", "overall %", "judges agree %"]
+    assert heads[0][5:] == ["zero weights of the UNet %", "seconds to edit"]
+    assert heads[1][1:] == ["CLIP", "CLIP - unedited", "FID", "KID x1000", "KID vs unedited x1000"]
+    assert [list(column.cells) for column in first.columns][-2:] == [["", "1.23"], ["", "4.0"]]
+    assert list(second.columns[2].cells) == ["", "-0.31 [-0.51, -0.11]"]
+    assert "judges agree %: judge_agreement/judge-1, n = 500, no direction." in show.legend(data)
 
 
 def test_a_parameter_of_one_method_is_no_difference_between_methods():
@@ -63,10 +162,9 @@ def test_a_parameter_of_one_method_is_no_difference_between_methods():
 
 
 def test_two_judges_never_share_a_column():
-    header, body = tables.rows([record(0.5, 0.9), record(0.5, 0.9, judge="judge-2")])
-    assert "forget_accuracy/judge-1 %" in header and "forget_accuracy/judge-2 %" in header
-    first, second = (header.index(f"forget_accuracy/judge-{i} %") for i in (1, 2))
-    mine, other = body[-2:]
+    (table,) = tables.tables([record(0.5, 0.9), record(0.5, 0.9, judge="judge-2")])
+    first, second = (table.header.index(f"forget_accuracy/judge-{i} %") for i in (1, 2))
+    mine, other = table.body[-2:]
     assert mine[first] and not mine[second]
     assert other[second] and not other[first]
 
@@ -74,13 +172,14 @@ def test_two_judges_never_share_a_column():
 def test_notes_say_what_the_model_is_and_which_way_is_better():
     text = tables.markdown([record(0.5, 0.9)])
     assert "not Stable Diffusion" in text
-    assert "forget_accuracy/judge-1, lower is better" in text
+    assert "forget_accuracy/judge-1, n = 100, lower is better" in text
 
 
 def test_csv_holds_fractions_under_full_ids():
     rows = list(csv.DictReader(io.StringIO(tables.as_csv([record(0.5, 0.9)]))))
     assert float(rows[0]["forget_accuracy/judge-1"]) == 0.5
     assert float(rows[0]["preserve_accuracy/judge-1:low"]) == pytest.approx(0.85)
+    assert (rows[0]["n"], rows[0]["preserve_accuracy/judge-1:n"]) == ("50", "100")
 
 
 def test_latex_escapes_percent_and_underscores():
@@ -143,14 +242,68 @@ def test_front_table_and_plot(tmp_path: Path):
     assert front.main([str(tmp_path), "--out", str(out)]) == 0
     text = out.with_suffix(".md").read_text()
     assert text.count("| yes |") == 3
-    assert "Best overall score: overall 82.0 %, forget 30.0 %, preserve 94.0 % at alpha 0.6, r2 0.1." in text
+    best = "Best overall score: overall 82.0 %, forget 30.0 %, preserve 94.0 % at alpha 0.6, r2 0.1"
+    assert f"{best} (chosen on this split, so these values flatter it)." in text
+    assert "Area under the front of these 5 settings, test split: 82.0 %." in text
     assert "lower is better" in text
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_front_refuses_to_mix_splits():
+def test_area_under_the_front_is_the_area_of_its_steps():
+    found = front.points(SWEEP)
+    by_hand = 0.60 * (0.30 - 0.05) + 0.94 * (0.60 - 0.30) + 0.97 * (1 - 0.60)
+    assert front.area(found) == pytest.approx(by_hand)
+    # Counted: the share of a fine grid of corners that some setting reaches.
+    grid = [(i + 0.5) / 400 for i in range(400)]
+    reached = sum(any(p.forget <= f and p.preserve >= keep for p in found) for f in grid for keep in grid)
+    assert reached / 400**2 == pytest.approx(by_hand, abs=1e-2)
+    ideal = record(0.0, 1.0)
+    assert front.area(front.points([ideal])) == 1 and front.area(front.points([record(1.0, 1.0)])) == 0
+
+
+def tuned(forget: float, preserve: float, **settings: object) -> dict:
+    """A record of the tuning split: fewer pictures, no captions."""
+    data = record(forget, preserve, **settings) | {"split": "tuning"}
+    data["config"] |= {"task": {"n": 10, "split": "tuning"}, "quality": {"n": 0}}
+    return data
+
+
+def test_what_was_chosen_on_tuning_is_reported_by_its_values_on_test():
+    # On tuning the fifth setting of SWEEP is the best and the only one that keeps enough is the first.
+    tuning = [
+        tuned(0.50, 0.95, alpha=0.4, r2=0.1),
+        tuned(0.40, 0.80, alpha=0.6, r2=0.1),
+        tuned(0.10, 0.92, alpha=0.6, r2=0.2),
+    ]
+    found, chosen_on = front.sweeps([*tuning, *SWEEP])
+    assert (len(found), len(chosen_on)) == (5, 3)
+    text = front.markdown(found, chosen_on)
+    assert (
+        "Best overall score, chosen on the tuning split: overall 76.5 %, forget 40.0 %, preserve 93.0 % at alpha 0.6, "
+        "r2 0.2 (on tuning: overall 91.0 %, forget 10.0 %, preserve 92.0 % at alpha 0.6, r2 0.2)."
+    ) in text
+    assert "preserve accuracy, chosen on the tuning split: overall 68.5 %, forget 60.0 %, preserve 97.0 %" in text
+    assert "alpha 0.6, r2 0.1 (chosen on this split, so these values flatter it)" in text
+    assert text.count("| yes |") == 3 and "Area under the front of these 5 settings, test split" in text
+
+
+def test_a_setting_that_was_not_run_on_test_has_no_values_there():
+    found, chosen_on = front.sweeps([tuned(0.1, 0.9, alpha=0.5, r2=0.3), *SWEEP])
+    text = front.markdown(found, chosen_on)
+    assert "chosen on the tuning split: the only setting was not run on this split (on tuning: overall 90.0 %" in text
+
+
+def test_a_tuning_sweep_alone_is_not_a_result():
+    found, chosen_on = front.sweeps([tuned(0.1, 0.9, alpha=0.5), tuned(0.2, 0.95, alpha=0.6)])
+    assert not chosen_on
+    assert "(chosen on this split, report it on the test split)" in front.markdown(found)
+
+
+def test_points_are_of_one_split_and_one_method():
     with pytest.raises(ValueError, match="one split"):
         front.points([SWEEP[0], SWEEP[1] | {"split": "tuning"}])
+    with pytest.raises(ValueError, match="one method"):
+        front.sweeps([SWEEP[0], record(0.1, 0.9, method="uce")])
 
 
 def test_front_refuses_to_mix_a_draft_with_the_frozen_world():

@@ -1,0 +1,112 @@
+"""Stored rows of metrics: what is found again, and what makes them anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from eval.classify import Agreement, Classify
+from eval.clip import Clip
+from eval.fid import Fid
+from experiments import scores
+from harness.generate import ImageSet
+from harness.store import Store
+from harness.task import PromptSet, Row, Task
+
+
+class Means:
+    """The mean colour as three features; counts the pictures that it saw."""
+
+    features_id = "means"
+
+    def __init__(self, fingerprint: str = "a") -> None:
+        self.fingerprint, self.seen = fingerprint, 0
+
+    def features(self, images) -> torch.Tensor:
+        self.seen += len(images)
+        return torch.tensor(np.stack([image.reshape(-1, 3).mean(0) for image in images]))
+
+
+def noise(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, 4, 4, 3), np.uint8)
+
+
+def photos(n: int, split: str) -> np.ndarray:
+    return noise(20, 7)[:n]
+
+
+PROMPTS = PromptSet("quality", tuple(Row(f"test/{i:05d}", f"a road {i}", i) for i in range(10)))
+TASK = Task("test", "object", "test", (), sets={"quality": PROMPTS})
+BEFORE, AFTER = ({"quality": ImageSet(PROMPTS, list(noise(10, seed)), f"key {seed}", 10, 0)} for seed in (1, 2))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def score(store: Store, metric: object, after: dict = AFTER) -> tuple:
+    return scores.score(SimpleNamespace(metrics=(metric,), store=store, task=TASK), BEFORE, after)
+
+
+def photo_metric(**changes: object) -> Fid:
+    return Fid(**{"extractor": Means(), "photos": photos, "photos_name": "rendered", **changes})
+
+
+def test_reference_features_are_computed_once_for_all_edits(store: Store) -> None:
+    first = photo_metric()
+    unedited, edited = score(store, first)
+    assert first.extractor.seen == 30  # references, unedited and edited pictures
+    again = photo_metric()
+    assert score(store, again) == (unedited, edited) and again.extractor.seen == 0
+    other_edit = photo_metric()
+    score(store, other_edit, {"quality": ImageSet(PROMPTS, list(noise(10, 3)), "key 3", 10, 0)})
+    assert other_edit.extractor.seen == 10
+
+
+def one_changed(n: int, split: str) -> np.ndarray:
+    changed = photos(n, split)
+    changed[9, 0, 0, 0] ^= 255
+    return changed
+
+
+@pytest.mark.parametrize(
+    "changes", [{"photos": one_changed}, {"extractor": Means("b")}], ids=["a pixel of the last", "extractor"]
+)
+def test_a_stale_reference_is_never_used(store: Store, changes: dict) -> None:
+    score(store, photo_metric())
+    metric = photo_metric(**changes)
+    seen = metric.extractor.seen
+    references = metric.references(PROMPTS)
+    found = scores.stored_rows(SimpleNamespace(store=store), metric, references, None)
+    assert metric.extractor.seen - seen == 10
+    pd.testing.assert_frame_equal(found, metric.rows(references), check_dtype=False)
+
+
+def test_captions_that_the_screen_dropped_do_not_shift_the_stored_references(store: Store) -> None:
+    """The score of what is left is the score of the pictures with the same numbers, also after a run without drops."""
+    score(store, photo_metric(kid=False))
+    left = [1, 2, 4, 5, 6, 7, 8, 9]
+    prompts = PromptSet("quality", tuple(PROMPTS.rows[i] for i in left), screened=2)
+    same = {"quality": ImageSet(prompts, [photos(10, "test")[i] for i in left], "as the photos", 8, 0)}
+    parts = SimpleNamespace(metrics=(photo_metric(kid=False),), store=store, task=TASK)
+    (value,), _ = scores.score(parts, same, same)
+    assert value.value == pytest.approx(0, abs=1e-6) and value.n == 8
+
+
+def test_another_version_of_a_metric_makes_its_rows_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    score(store, photo_metric())
+    monkeypatch.setattr(Fid, "version", Fid.version + 1)
+    metric = photo_metric()
+    score(store, metric)
+    assert metric.extractor.seen == 30
+
+
+@pytest.mark.parametrize("metric", [Agreement, Classify, Clip, Fid])
+def test_every_metric_has_a_version(metric: type) -> None:
+    assert isinstance(metric.version, int) and metric.version >= 1
