@@ -37,11 +37,9 @@ lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-$(STAMP): requirements.lock $(filter .uv/bin/uv,$(UV))
+$(STAMP): requirements.lock
+	@if [ "$(UV)" = .uv/bin/uv ] && [ ! -x $(UV) ]; then \
+		python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv==$(UV_VERSION); fi
 	$(UV) venv --quiet --allow-existing --python '$(PYTHON_VERSION)' .venv
 	$(UV) pip sync --python $(PY) --require-hashes requirements.lock
 	@touch $@
-
-.uv/bin/uv:
-	python3 -m venv .uv
-	.uv/bin/python -m pip install --quiet uv==$(UV_VERSION)

@@ -44,6 +44,9 @@ OPTIONS = (
 
 def run_one(cfg: DictConfig) -> Path | None:
     """Run one configuration, print its result, and return the record's path (None for a dry run)."""
+    from .config import checked
+
+    checked(cfg)  # before torch is imported
     from .run import benchmark, plan
     from .show import show_plan, show_record
 
@@ -75,7 +78,8 @@ def exit_code(error: BaseException) -> int:
     Our own modules raise ValueError for bad input on purpose. A ValueError from deep inside a library is a failure.
     """
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return exit_code(error.__cause__) if not isinstance(error.__cause__, TypeError) else BAD_INPUT
+        # What is made from the configuration refuses what it is given, a user's own method too.
+        return BAD_INPUT if isinstance(error.__cause__, TypeError | ValueError) else exit_code(error.__cause__)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return BAD_INPUT
     if type(error).__name__ == "NoEffectError":

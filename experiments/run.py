@@ -6,29 +6,30 @@ run whose results are all stored loads no weights.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import Tensor
 
-from harness.edit import Edit, NoEffectError, export, pruned_shares
+from harness.edit import Edit, export
 from harness.generate import ImageSet, generate, image_parts
 from harness.method import Cost
 from harness.record import Record
+from harness.schedule import ordered
 
+from .edits import has_edit, stored_edits
 from .scores import score
 from .setup import Setup, setup
 
 log = logging.getLogger(__name__)
 
-EDIT_FILE, META_FILE = "edit.safetensors", "meta.json"
 # Bytes of one stored PNG a pixel: measured on photos, an upper bound for drawings.
 PNG_BYTES_PER_PIXEL = 1.6
+# What is drawn and scored after every stage of a sequential schedule.
+STAGE_SET = "classes"
 
 
 def benchmark(cfg: DictConfig) -> tuple[Record, Path]:
@@ -45,14 +46,15 @@ def benchmark(cfg: DictConfig) -> tuple[Record, Path]:
     cost = Cost(parts.model, parts.device)
     log.info("%s, %s: %s", parts.config["method"]["name"], parts.task.name, parts.model.words or parts.model.name)
     with cost.stage("edit"):
-        edit, meta = stored_edit(parts)
+        edits, meta = stored_edits(parts)
+    edit = edits[-1]
     if parts.config["export"] is not None:
         with cost.stage("export"):
             folder = export(parts.model(), edit, parts.config["export"])
         log.info("exported a plain diffusers folder to %s", folder)
     result = _Result()
     if not parts.config["edit_only"]:
-        result = _measure(parts, edit, cost)
+        result = _measure(parts, edits, cost)
     record = _record(parts, edit, meta, cost, result)
     path = record.write(Path(parts.config["records"]).expanduser())
     grid = _grid(parts, result, path)
@@ -63,43 +65,6 @@ def benchmark(cfg: DictConfig) -> tuple[Record, Path]:
     return record, path
 
 
-def stored_edit(parts: Setup) -> tuple[Edit, dict[str, Any]]:
-    """The edit, read from the store or made, and what is known about its making.
-
-    Returns:
-        The edit and {shares, cost, no_effect}: pruned shares, the cost of making it (also when it was stored), and the
-        reason where it changes nothing.
-    """
-    made = []
-
-    def make(folder: Path) -> None:
-        meta: dict[str, Any] = {"no_effect": ""}
-        model = parts.model()
-        cost = Cost(model, parts.device)
-        try:
-            with cost.stage("edit"):
-                edit = parts.method.edit(model, parts.task.concepts, parts.config["seed"], _stage(parts))
-            if edit.kind != "none":
-                edit.require_effect(model)
-        except NoEffectError as error:
-            if not parts.config["allow_noop"]:
-                raise
-            edit, meta["no_effect"] = Edit.make("none", {}, model), str(error)
-        edit.save(folder / EDIT_FILE)
-        meta |= {"shares": pruned_shares(edit, model), "cost": cost.as_dict()}
-        (folder / META_FILE).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        made.append(True)
-
-    folder = parts.store.folder("edit", parts.edit_parts, make)
-    edit = Edit.load(folder / EDIT_FILE)
-    meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-    # Stored by a run that allowed it; this one may not.
-    if meta["no_effect"] and not parts.config["allow_noop"]:
-        raise NoEffectError(meta["no_effect"])
-    meta["reused"] = not made
-    return edit, meta
-
-
 def plan(cfg: DictConfig) -> dict[str, Any]:
     """What a run of this configuration would compute, without computing it.
 
@@ -108,15 +73,15 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
         pictures of an edit that is not stored yet all count as to be made, its own UNet samples are not known before.
     """
     parts = setup(cfg)
-    has_edit = parts.store.has("edit", parts.edit_parts)
-    edit = stored_edit(parts)[0] if has_edit else None
+    found = has_edit(parts)
+    edit = stored_edits(parts)[0][-1] if found else None
     unedited = parts.config["method"]["name"] == "none"
     sets, samples, disk = [], 0, 0
     for name, prompts in ({} if parts.config["edit_only"] else parts.task.sets).items():
         for edited in (False,) if unedited else (False, True):
             rows = [image_parts(parts.model, edit if edited else None, row, parts.sampler) for row in prompts]
             todo = rows
-            if not edited or has_edit:
+            if not edited or found:
                 todo = [row for row in rows if not parts.store.has_image(row)]
             # A guidance of exactly 1 needs one UNet sample a call, any other two.
             samples += sum((1 if row["guidance"] == 1 else 2) * parts.sampler.calls() for row in todo)
@@ -128,7 +93,7 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
         "task": parts.task.name,
         "model": parts.config["model"]["name"],
         "words": parts.model.words,
-        "edit_stored": has_edit,
+        "edit_stored": found,
         "sets": sets,
         "unet_samples": samples,
         "disk_bytes": disk,
@@ -143,32 +108,36 @@ class _Result:
     after: Mapping[str, ImageSet] | None = None
     unedited: tuple[Any, ...] = ()
     metrics: tuple[Any, ...] = ()
+    # Of a sequential schedule: what was to be gone after each stage, and the scores of the class pictures.
+    stages: tuple[dict[str, Any], ...] = ()
 
 
-def _measure(parts: Setup, edit: Edit, cost: Cost) -> _Result:
-    """Pictures before and after the edit, and the values of every metric for both."""
+def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost) -> _Result:
+    """Pictures before and after the edit, and the values of every metric for both; of a schedule, after each stage."""
 
-    def pictures(change: Edit | None, words: str) -> dict[str, ImageSet]:
+    def pictures(change: Edit | None, words: str, sets: Sequence[str]) -> dict[str, ImageSet]:
         with cost.stage(f"pictures {words}"):
             return {
-                name: generate(parts.model, change, prompts, parts.sampler, parts.store, batch_size=parts.batch_size)
-                for name, prompts in parts.task.sets.items()
+                name: generate(
+                    parts.model, change, parts.task.sets[name], parts.sampler, parts.store, batch_size=parts.batch_size
+                )
+                for name in sets
             }
 
-    before = pictures(None, "unedited")
-    after = before if edit.kind == "none" else pictures(edit, "edited")
+    every = list(parts.task.sets)
+    before = pictures(None, "unedited", every)
+    after = before if edits[-1].kind == "none" else pictures(edits[-1], "edited", every)
     with cost.stage("scores"):
         unedited, metrics = score(parts, before, after)
-    return _Result(before, after, unedited, metrics)
-
-
-def _stage(parts: Setup) -> Callable[[str, dict[str, Any], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]:
-    """The method's read-or-make: the store, under the model's fingerprint."""
-
-    def stage(name: str, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return parts.store.tensors(name, {"model": parts.model.fingerprint, "key": key}, make)
-
-    return stage
+    stages = []
+    if len(edits) > 1 and STAGE_SET in every:
+        concepts = ordered(parts.task.concepts, parts.config["order"])
+        for number, edit in enumerate(edits, start=1):
+            seen = pictures(edit, f"after stage {number}", [STAGE_SET])
+            with cost.stage("scores"):
+                _, values = score(parts, {STAGE_SET: before[STAGE_SET]}, seen)
+            stages.append({"concepts": [concept.name for concept in concepts[:number]], "metrics": list(values)})
+    return _Result(before, after, unedited, metrics, tuple(stages))
 
 
 def _record(parts: Setup, edit: Edit, meta: Mapping[str, Any], cost: Cost, result: _Result) -> Record:
@@ -195,7 +164,8 @@ def _record(parts: Setup, edit: Edit, meta: Mapping[str, Any], cost: Cost, resul
         keep=list(parts.task.keep),
         metrics=list(result.metrics),
         unedited=list(result.unedited),
-        # `edit_made` is what the edit cost when it was made, which may have been an earlier run.
+        stages=list(result.stages),
+        # What this run spent, and as `edit_made` the full cost of the edit, earlier runs included.
         cost={**cost.as_dict(), "edit_made": meta["cost"]},
         counts={
             "images_made": sum(images.made for images in sets),

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import sync
+from .folder import add_safety_checker, tidy
 from .model import LAYER_SUFFIXES, DiffusionModel, quiet_libraries
 from .names import unknown
 from .packing import pack, unpack
@@ -242,7 +243,8 @@ def pruned_shares(edit: Edit, model: DiffusionModel) -> dict[str, float]:
 def export(model: DiffusionModel, edit: Edit | None, folder: str | Path) -> Path:
     """Write the edited model as a plain diffusers folder, loadable by stock `from_pretrained` without this project.
 
-    `edit.json` beside the model's parts says what was done. The folder appears whole or not at all.
+    `edit.json` beside the model's parts says what was done. The source's safety checker goes along where it is whole;
+    otherwise a warning says that it is left out. The folder appears whole or not at all.
 
     Raises:
         ValueError: `folder` exists and is not empty.
@@ -259,10 +261,11 @@ def export(model: DiffusionModel, edit: Edit | None, folder: str | Path) -> Path
         if edit is not None:
             facts = {"kind": edit.kind, "fingerprint": edit.fingerprint, **edit.info}
             (temporary / "edit.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+        add_safety_checker(model.source, temporary)
+        tidy(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 sync(file)
-        temporary.chmod(0o755)
         os.replace(temporary, folder)
         sync(folder.parent)
     except BaseException:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from .names import unknown
+from .weights import DTYPES as DTYPE_NAMES
 from .weights import ModelNotFound, model_index
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def read_pipeline(source: Path, dtype: torch.dtype) -> Any:

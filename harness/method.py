@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -27,16 +28,28 @@ if TYPE_CHECKING:
 Stage = Callable[[str, dict[str, Any], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
 
 
+def scratch(stage: Stage, name: str, key: dict[str, Any]) -> Path | None:
+    """A folder for unfinished work such as a checkpoint, from `stage.scratch(name, key)`; None where a stage has none.
+
+    It outlives a kill and goes when the edit is finished. `key` as in `stage`: what it decides goes on from there.
+    """
+    give = getattr(stage, "scratch", None)
+    return None if give is None else give(name, key)
+
+
 class Method(Protocol):
     """One way to make a model forget concepts.
 
     Attributes:
         name: as on the command line.
         version: raised by hand when the same parameters would give another edit.
+        speed_only: names of the parameters that decide speed or memory and not the edit; they stay out of its key. A
+            method without such parameters need not declare it.
     """
 
     name: str
     version: int
+    speed_only: ClassVar[tuple[str, ...]] = ()
 
     def edit(self, model: DiffusionModel, concepts: Sequence[Concept], seed: int, stage: Stage) -> Edit:
         """The edit that makes `model` forget all `concepts` at once. It leaves the model as it found it.
@@ -63,11 +76,32 @@ class StageCost:
     peak_memory_bytes: int = 0
 
 
-class Cost:
-    """Meter of a run: `with cost.stage("edit"): ...`. Stages do not nest, so their seconds can be added."""
+class Meter:
+    """What was spent since it was made: `read` may be called any number of times."""
 
     def __init__(self, model: Any, device: str | torch.device) -> None:
         """Meter `model` (anything with a `calls` count, a LazyModel too) on `device`."""
+        self.model, self.device = model, torch.device(device)
+        self._cuda = self.device.type == "cuda"
+        if self._cuda:
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self._calls, self._start = model.calls, time.perf_counter()
+
+    def read(self) -> StageCost:
+        """Seconds and UNet samples so far, and the peak."""
+        if self._cuda:
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - self._start
+        peak = torch.cuda.max_memory_allocated(self.device) if self._cuda else process_peak_bytes()
+        return StageCost(seconds, self.model.calls - self._calls, peak)
+
+
+class Cost:
+    """Cost of a run: `with cost.stage("edit"): ...`. Stages do not nest, so their seconds can be added."""
+
+    def __init__(self, model: Any, device: str | torch.device) -> None:
+        """See `Meter`."""
         self.model, self.device = model, torch.device(device)
         self.stages: dict[str, StageCost] = {}
         self._open: str | None = None
@@ -77,21 +111,15 @@ class Cost:
         """Meter the block under `name`; what ran before an error counts too."""
         if self._open is not None:
             raise RuntimeError(f"stage {name!r} begins inside stage {self._open!r}; stages do not nest")
-        cuda = self.device.type == "cuda"
-        if cuda:
-            torch.cuda.synchronize(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-        self._open, calls, start = name, self.model.calls, time.perf_counter()
+        self._open, meter = name, Meter(self.model, self.device)
         entry = self.stages.setdefault(name, StageCost())
         try:
             yield entry
         finally:
-            if cuda:
-                torch.cuda.synchronize(self.device)
-            entry.seconds += time.perf_counter() - start
-            entry.unet_samples += self.model.calls - calls
-            peak = torch.cuda.max_memory_allocated(self.device) if cuda else process_peak_bytes()
-            entry.peak_memory_bytes = max(entry.peak_memory_bytes, peak)
+            spent = meter.read()
+            entry.seconds += spent.seconds
+            entry.unet_samples += spent.unet_samples
+            entry.peak_memory_bytes = max(entry.peak_memory_bytes, spent.peak_memory_bytes)
             self._open = None
 
     def as_dict(self) -> dict[str, Any]:

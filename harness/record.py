@@ -29,7 +29,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Settings that say where and how a run happens, not what it measures; they do not enter a record's identity.
 NOT_IDENTITY = frozenset(
-    {"store", "records", "logger", "device", "batch_size", "dry_run", "export", "replay", "debug", "progress", "hydra"}
+    {
+        *("store", "records", "logger", "device", "batch_size", "speed", "dry_run", "export", "replay", "debug"),
+        *("progress", "hydra"),
+    }
 )
 PACKAGES = (
     *("torch", "torchvision", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scipy", "pandas"),
@@ -53,6 +56,8 @@ class Record:
         metrics: [{id, subject, value, n, low, high, higher_is_better}]; a value that could not be computed is null
             and has a `reason`.
         unedited: the same for the unedited model's pictures of the same prompts and seeds.
+        stages: of a sequential schedule, after each stage: [{concepts, metrics}], the names of what was to be gone by
+            then, and the metrics of the class pictures; empty otherwise.
         cost: nested dictionary of finite numbers: seconds, UNet samples, peak bytes, by stage.
         counts: images_made, images_reused, screened (rows that the prompt screen dropped), and others.
         edit: the edit's own information, pruned shares included.
@@ -75,6 +80,7 @@ class Record:
     keep: list[str] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     unedited: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[dict[str, Any]] = field(default_factory=list)
     cost: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     edit: dict[str, Any] = field(default_factory=dict)
@@ -110,6 +116,7 @@ class Record:
         data = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         data["metrics"] = [_plain(metric) for metric in self.metrics]
         data["unedited"] = [_plain(metric) for metric in self.unedited]
+        data["stages"] = [{**stage, "metrics": [_plain(m) for m in stage["metrics"]]} for stage in self.stages]
         data["concepts"] = [_plain(concept) for concept in self.concepts]
         data["keep"] = list(self.keep)
         return data
@@ -179,12 +186,17 @@ def validate(data: Any) -> None:
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise ValueError(f"counts.{name} is {count!r}, not a count")
     _validate_concepts(data["concepts"])
-    for name in ("metrics", "unedited"):
+    for index, stage in enumerate(data["stages"]):
+        if not isinstance(stage, Mapping) or set(stage) != {"concepts", "metrics"}:
+            raise ValueError(f"stages[{index}] is not an object of concepts and metrics")
+    lists = {"metrics": data["metrics"], "unedited": data["unedited"]}
+    lists |= {f"stages[{index}].metrics": stage["metrics"] for index, stage in enumerate(data["stages"])}
+    for name, metrics in lists.items():
         seen: set[tuple[str, str]] = set()
-        for index, metric in enumerate(data[name]):
+        for index, metric in enumerate(metrics):
             _validate_metric(metric, f"{name}[{index}]", seen)
     try:
-        canonical_json({name: value for name, value in data.items() if name not in ("metrics", "unedited")})
+        canonical_json({name: value for name, value in data.items() if name not in ("metrics", "unedited", "stages")})
     except ValueError as error:
         raise ValueError(str(error).removeprefix("parts.")) from None
 

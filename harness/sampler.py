@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +37,11 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.name not in _SCHEDULERS:
             raise unknown("sampler", self.name, _SCHEDULERS)
-        if not isinstance(self.steps, int) or self.steps < 1:
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"sampler.steps must be a positive integer, got {self.steps!r}")
+        number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
+        if not number or not math.isfinite(self.guidance) or self.guidance < 0:
+            raise ValueError(f"sampler.guidance must be a finite number >= 0 (1: no guidance), got {self.guidance!r}")
 
     def scheduler(self, config: Mapping[str, Any]) -> Any:
         """A fresh diffusers scheduler with the noise schedule and prediction type of `config`.

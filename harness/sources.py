@@ -10,6 +10,7 @@ The two published Imagenette lists differ in 1,000 prompts and have different na
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -18,6 +19,8 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from .names import unknown
 log = logging.getLogger(__name__)
 
 _TIMEOUT = 30  # seconds without a byte
+_downloads: ContextVar[bool] = ContextVar("downloads", default=True)
 
 
 class SourceError(ValueError):
@@ -124,6 +128,16 @@ def locate(name: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def no_downloads() -> Iterator[None]:
+    """Within this, a file that is not on this machine is a SourceError."""
+    token = _downloads.set(False)
+    try:
+        yield
+    finally:
+        _downloads.reset(token)
+
+
 def rows(name: str) -> list[dict[str, str]]:
     """The rows of a CSV source; every value is text, also an empty one."""
     text = locate(name).read_bytes().decode("utf-8-sig")
@@ -152,8 +166,10 @@ def _fault(data: bytes, source: Source) -> str | None:
 
 
 def _download(name: str, source: Source) -> bytes:
-    log.info("%s: downloading %s", name, source.url)
     how = f"put the file at FOLDER/{source.relative} and set FIA_MIRROR=FOLDER"
+    if not _downloads.get():
+        raise SourceError(f"{name}: not on this machine, and a dry run downloads nothing; {how}")
+    log.info("%s: downloading %s", name, source.url)
     try:
         with urllib.request.urlopen(source.url, timeout=_TIMEOUT) as response:
             data = response.read(source.bytes + 1)

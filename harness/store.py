@@ -44,7 +44,9 @@ log = logging.getLogger(__name__)
 PARTS = "parts.json"
 _TENSORS = "tensors.safetensors"
 _VALUE = "value.json"
+_NOTE = "note.json"
 _PIXELS = "pixels-sha256"
+_TEMPORARY = ".tmp-"  # begins the name of a folder that is being filled
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # never the fault of the code that makes an artefact
 
@@ -95,6 +97,8 @@ class Store:
         self._checked: set[Path] = set()  # artefacts whose bytes this process has already compared
         if self.root.exists() and not self.root.is_dir():
             raise StoreError(f"store={self.root} is a file; name a folder")
+        if not readonly and self.root.exists():
+            self._remove_unfinished()
 
     def __repr__(self) -> str:
         return f"Store({str(self.root)!r}, readonly={self.readonly})"
@@ -138,9 +142,17 @@ class Store:
         return path
 
     def tensors(
-        self, kind: str, parts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+        self,
+        kind: str,
+        parts: Mapping[str, Any],
+        make: Callable[[], Mapping[str, Tensor]],
+        note: Callable[[], Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Named tensors, on the CPU, stored as safetensors. They are always what was read back, also the first time."""
+        """Named tensors, on the CPU, stored as safetensors. They are always what was read back, also the first time.
+
+        Args:
+            note: asked after `make` for a JSON value about the making, which is kept beside the tensors (`note`).
+        """
         # A run that finds everything stored should not wait for torch to load.
         from safetensors import SafetensorError
         from safetensors.torch import load_file, save_file
@@ -151,8 +163,14 @@ class Store:
                 save_file(tensors, folder / _TENSORS)
             except SafetensorError as error:
                 raise StoreError(f"cannot write {folder / _TENSORS}: {error}") from error
+            if note is not None:
+                (folder / _NOTE).write_text(canonical_json(note()), encoding="utf-8")
 
         return load_file(self.folder(kind, parts, write) / _TENSORS)
+
+    def note(self, kind: str, parts: Mapping[str, Any]) -> Any:
+        """What `tensors` kept beside this stored artefact; `FileNotFoundError` where there is none."""
+        return json.loads((self._path(kind, parts) / _NOTE).read_text(encoding="utf-8"))
 
     def json(self, kind: str, parts: Mapping[str, Any], make: Callable[[], Any]) -> Any:
         """A JSON value (finite numbers only), read back from the store."""
@@ -161,6 +179,14 @@ class Store:
             (folder / _VALUE).write_text(canonical_json(make()), encoding="utf-8")
 
         return json.loads((self.folder(kind, parts, write) / _VALUE).read_text(encoding="utf-8"))
+
+    def scratch(self, kind: str, parts: Mapping[str, Any]) -> Path:
+        """Where unfinished work with these parts may lie, such as a checkpoint: it outlives a kill.
+
+        The folder is made by whoever writes there, is not checked, and is removed by whoever asked for it.
+        """
+        self._require_writable(f"unfinished {kind}")
+        return self.root / ".scratch" / kind / self._path(kind, parts).name
 
     def image_path(self, parts: Mapping[str, Any]) -> Path:
         """Where the picture with these parts lies, or will lie."""
@@ -234,7 +260,7 @@ class Store:
 
     def _make(self, path: Path, parts: Mapping[str, Any], make: Callable[[Path], None]) -> None:
         # The lock is held, so a folder of this name is what a killed process left behind.
-        temporary = path.with_name(f".tmp-{path.name}")
+        temporary = path.with_name(_TEMPORARY + path.name)
         self._checked.discard(path)
         with storage(f"cannot write {path}"):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -253,13 +279,28 @@ class Store:
             raise
         self._checked.add(path)
 
+    def _remove_unfinished(self) -> None:
+        """Remove the temporary folders of killed processes: whoever fills one holds its artefact's lock."""
+        kinds = [path for path in self.root.iterdir() if path.is_dir() and _KIND.fullmatch(path.name)]
+        for left in [left for kind in kinds if kind.name != "image" for left in kind.glob(f"*/{_TEMPORARY}*")]:
+            lock = self._lock_file(left.parent.parent.name, left.name.removeprefix(_TEMPORARY))
+            try:
+                lock.parent.mkdir(exist_ok=True)
+                with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+            except OSError as error:  # such as a disk that can only be read, which is enough for what is stored
+                log.warning("cannot remove the unfinished %s: %s", left, error.strerror or error)
+
+    def _lock_file(self, kind: str, key: str) -> Path:
+        return self.root / ".locks" / f"{kind}-{key}.lock"
+
     def _require_writable(self, what: str) -> None:
         if self.readonly:
             raise StoreError(f"the store {self.root} is read-only: cannot write {what}")
 
     @contextlib.contextmanager
     def _lock(self, kind: str, key: str) -> Iterator[None]:
-        path = self.root / ".locks" / f"{kind}-{key}.lock"
+        path = self._lock_file(kind, key)
         with storage(f"cannot lock {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)

@@ -26,6 +26,10 @@ from .store import content_key
 SPLITS = ("tuning", "test")
 PROMPTS = ("neutral", "A", "B")
 MAX_NAME = 200  # characters; a longer "concept" is a pasted prompt or a mistake
+# Starting noise has 32 bits of seed (`DiffusionModel.latents`), and pictures of a class share their prompt: the chance
+# that two of them are the same is 1 % among 10,000 and one half among 77,000. Row ids have as many digits.
+MAX_PICTURES = 10_000
+MAX_CAPTIONS = 100_000
 
 Provider = Callable[[int, str], list[tuple[str, int]]]
 
@@ -210,7 +214,7 @@ def class_task(
         kind: object, style or explicit.
         concepts: names to forget.
         keep: names of classes that must survive.
-        n: rows a class.
+        n: rows a class, at most MAX_PICTURES.
         split: tuning or test.
         prompts: `neutral` (`class_prompt` with seeds of our own), `A` or `B` (the published Imagenette lists, whose
             rows are test rows; see `sources`).
@@ -229,8 +233,8 @@ def class_task(
         raise unknown("task.split", split, SPLITS)
     if prompts not in PROMPTS:
         raise unknown("task.prompts", prompts, PROMPTS)
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"task.n={n!r}: the number of pictures a class is an integer of at least 1")
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PICTURES:
+        raise ValueError(f"task.n={n!r}: the number of pictures a class is an integer from 1 to {MAX_PICTURES}")
     forget = _names("task.concepts", concepts, classes)
     kept = _names("task.keep", keep, classes)
     if not forget:
@@ -252,10 +256,9 @@ def quality_set(provider: Provider, n: int, split: str) -> PromptSet | None:
     """Captions from a suite's provider; None where `n` is 0.
 
     Raises:
-        ValueError: n is negative, or the provider returned another number of captions.
+        ValueError: n is out of range, or the provider returned another number of captions.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise ValueError(f"quality.n={n!r}: the number of captions is an integer of at least 0")
+    check_captions(n)
     if split not in SPLITS:
         raise unknown("task.split", split, SPLITS)
     if n == 0:
@@ -264,6 +267,12 @@ def quality_set(provider: Provider, n: int, split: str) -> PromptSet | None:
     if len(captions) != n:
         raise ValueError(f"quality.n={n}: the suite's captions have only {len(captions)} rows in the {split} split")
     return PromptSet.build("quality", [Row(f"{split}/{i:05d}", text, seed) for i, (text, seed) in enumerate(captions)])
+
+
+def check_captions(n: int) -> None:
+    """Raise ValueError unless `n` is a number of captions that a quality set can have; 0 means no set."""
+    if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= MAX_CAPTIONS:
+        raise ValueError(f"quality.n={n!r}: the number of captions is an integer from 0 to {MAX_CAPTIONS}")
 
 
 def class_seed(split: str, name: str, index: int) -> int:

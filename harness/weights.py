@@ -23,6 +23,7 @@ WEIGHT_NAMES = {
     "text_encoder_2": "model",
 }
 SETTINGS = ("scheduler", "tokenizer", "tokenizer_2")
+DTYPES = ("float32", "float16", "bfloat16")
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 # Written by whichever library version saved the folder; they do not change what the model computes.
 NEUTRAL_KEYS = {"_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype"}
@@ -37,18 +38,24 @@ class UnsafeWeightsError(ValueError):
     """The weights exist only as pickles, which are never loaded."""
 
 
-def locate(path: str | Path, revision: str | None = None) -> Path:
+def locate(path: str | Path, revision: str | None = None, download: bool = True) -> Path:
     """The diffusers folder or .safetensors file that `path` names, checked to be complete.
 
     Args:
         path: a folder or file, relative to the working directory or else to the repository, or a Hub id
             (`owner/name`). A path that begins with `.`, `/` or `~` is never taken for a Hub id.
         revision: commit of the Hub repository.
+        download: ask the Hub for what is not in its local cache.
 
     Raises:
         ModelNotFound: nothing usable is there.
         UnsafeWeightsError: the weights are pickles.
     """
+    return local(path) or _hub_snapshot(str(path), revision, download)
+
+
+def local(path: str | Path) -> Path | None:
+    """The folder or file that `path` names, as `locate` would find it; None where it is a Hub id instead."""
     text = str(path)
     for base in (Path.cwd(), REPOSITORY):
         found = base / Path(text).expanduser()
@@ -62,7 +69,7 @@ def locate(path: str | Path, revision: str | None = None) -> Path:
                 raise ModelNotFound(f"{text}: a model is a diffusers folder or a single .safetensors file")
             return found
     if HUB_ID.fullmatch(text) and text[0] not in "./~":
-        return _hub_snapshot(text, revision)
+        return None
     raise ModelNotFound(f"{text}: no such folder or file, neither in {Path.cwd()} nor in the repository")
 
 
@@ -166,7 +173,7 @@ def _weight_files(folder: Path, stem: str) -> list[Path]:
     raise ModelNotFound(f"{folder}: no {single.name}")
 
 
-def _hub_snapshot(repo: str, revision: str | None) -> Path:
+def _hub_snapshot(repo: str, revision: str | None, download: bool) -> Path:
     """The Hub repository's folder in the local cache; downloaded when it is not there and the Hub answers."""
     from huggingface_hub import snapshot_download
 
@@ -176,18 +183,21 @@ def _hub_snapshot(repo: str, revision: str | None) -> Path:
         return folder
     except (OSError, ModelNotFound, UnsafeWeightsError):
         pass  # Not in the cache, or only a part of it or the pickles: one try online.
+    missing = f"{repo}: no such folder, not in the Hub's local cache (revision {revision or 'main'}), and"
+    at = f" --revision {revision}" if revision else ""
+    advice = (
+        f"run `hf download {repo}{at}` where the Hub can be reached, or give a diffusers folder: model=folder "
+        "model.path=DIR"
+    )
+    if not download:
+        raise ModelNotFound(f"{missing} a dry run downloads nothing; {advice}")
     from diffusers import DiffusionPipeline
 
     unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     try:
         folder = Path(DiffusionPipeline.download(repo, revision=revision, use_safetensors=True, **unused))
     except Exception as error:  # The Hub's client raises a dozen unrelated classes; all mean that it is not to be had.
-        at = f" --revision {revision}" if revision else ""
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelNotFound(
-            f"{repo}: no such folder, not in the Hub's local cache (revision {revision or 'main'}), and not to be "
-            f"downloaded ({reason}); run `hf download {repo}{at}` where the Hub can be reached, or give a diffusers "
-            "folder: model=folder model.path=DIR"
-        ) from error
+        raise ModelNotFound(f"{missing} not to be downloaded ({reason}); {advice}") from error
     component_files(folder)
     return folder

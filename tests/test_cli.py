@@ -66,6 +66,14 @@ def files(folder: Path) -> list[str]:
         ("+method.beta=1", "beta"),
         ("+colour=red", "unknown key 'colour'"),
         ("seed=one", "seed='one'"),
+        ("sampler.guidance=-1", "sampler.guidance must be a finite number >= 0"),
+        ("sampler.guidance=nan", "sampler.guidance"),
+        ("method.sampler.guidance=inf", "sampler.guidance"),
+        ("task.n=100000000", "task.n=100000000: the number of pictures a class is an integer from 1 to 10000"),
+        ("quality.n=100000000", "quality.n=100000000"),
+        ("model.path=/nope", "/nope: no such folder or file"),
+        ("model.dtype=auto", "unknown model.dtype 'auto'"),
+        ("task.kind=stile", "unknown task.kind 'stile'; did you mean style?"),
         ("export=.", "export"),
     ],
 )
@@ -77,6 +85,65 @@ def test_bad_input_is_one_line_and_leaves_nothing(call, argument: str, line: str
     assert code == cli.BAD_INPUT
     assert line in err and err.count("\n") == 1 and out == ""
     assert files(call.work) == before
+
+
+def test_plain_values_are_checked_before_anything_heavy_is_imported():
+    wrong = [
+        *("seed=-1", "device=tpu", "dtype=float23", "sampler.steps=0", "task.n=0", "task.concepts=[]", "quality.n=-1"),
+        *("model.batch_size=0", "model.path=/nope", "export=run.py", "schedule=jiont"),
+    ]
+    code = f"""
+import sys, run
+codes = {{item: run.main([item]) for item in {wrong!r}}}
+print(codes == dict.fromkeys({wrong!r}, 2), sorted({{"torch", "diffusers", "transformers"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True []\n" and done.stderr.count("\n") == len(wrong), done.stderr
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Nothing is cached and nothing answers; the list says what was asked for."""
+    import diffusers
+    import huggingface_hub
+
+    from harness import sources
+
+    asked = []
+
+    def refuse(who: str, error: Exception):
+        def call(*args, **kwargs):
+            asked.append(who)
+            raise error
+
+        return call
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse("cache", FileNotFoundError("not cached")))
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", refuse("hub", ConnectionError("no network")))
+    monkeypatch.setattr(sources.urllib.request, "urlopen", refuse("captions", OSError("no network")))
+    monkeypatch.setenv("FIA_CACHE", str(tmp_path / "empty"))
+    monkeypatch.delenv("FIA_MIRROR", raising=False)
+    return asked
+
+
+def test_the_model_is_looked_for_before_the_captions(call, offline: list[str]):
+    code, _, err = call("model=sd15", small=False)
+    assert code == cli.BAD_INPUT and err.startswith("stable-diffusion-v1-5/") and "no network" in err
+    assert offline == ["cache", "hub"] and files(call.work) == []
+
+
+def test_a_dry_run_downloads_nothing_and_says_what_is_missing(call, offline: list[str], random_sd_folder: Path):
+    code, _, err = call("model=sd15", "dry_run=true", small=False)
+    assert code == cli.BAD_INPUT and "a dry run downloads nothing; run `hf download" in err
+    code, _, err = call("model=folder", f"model.path={random_sd_folder}", "dry_run=true", small=False)
+    assert code == cli.BAD_INPUT and err.startswith("coco_30k: not on this machine, and a dry run downloads nothing")
+    assert offline == ["cache"] and files(call.work) == []
+
+
+def test_a_dry_run_does_not_open_a_single_file(call, tmp_path: Path):
+    (tmp_path / "model.safetensors").touch()
+    code, _, err = call(f"model.path={tmp_path / 'model.safetensors'}", "dry_run=true")
+    assert code == cli.BAD_INPUT and "say model.size=512" in err
 
 
 def test_a_missing_value_is_named(call):
@@ -123,7 +190,9 @@ def test_a_multirun_goes_on_after_a_failure_and_ends_with_one_table(call):
     assert len(set(records)) == 2 and all(Path(path).exists() for path in records)
     table = [line for line in out.splitlines() if line.startswith("| ")]
     assert table[0].startswith("| method | alpha | n |")
-    assert [line.split("|")[1].strip() for line in table[2:]] == ["unedited", "fia", "fia"]
+    # Scores, then general quality, which here is a comparison with the unedited model only.
+    assert [line.split("|")[1].strip() for line in table[2:5]] == ["unedited", "fia", "fia"]
+    assert [line.split("|")[1].strip() for line in table[5:]] == ["method", "---", "fia", "fia"]
     second = json.loads(Path(records[-1]).read_text())
     assert second["cost"]["stages"]["edit"]["unet_samples"] == 0  # saliency is shared between the jobs
     assert files(call.work) == ["runs", "store"]
@@ -145,7 +214,8 @@ def test_an_error_from_inside_a_library_is_a_failure_and_not_bad_input():
 def test_an_interrupted_run_says_so_and_exits_with_130(tmp_path: Path, random_sd_folder: Path):
     command = [
         *(sys.executable, str(ROOT / "run.py"), "model=folder", f"model.path={random_sd_folder}", "task=custom"),
-        *("task.concepts=[tench]", "edit_only=true", "method.sampler.steps=1000", "method.steps=null", "debug=false"),
+        *("task.concepts=[tench]", "edit_only=true", "method.sampler.name=ddim", "method.sampler.steps=900"),
+        "method.steps=null",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+
 import diffusers
 import numpy as np
 import pytest
@@ -251,6 +255,77 @@ def test_an_export_is_a_plain_folder_for_stock_diffusers(which, request, tmp_pat
         export(model, edit, folder)
     stock.set_progress_bar_config(disable=True)
     assert stock("a dog", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_an_export_names_no_place_and_follows_the_umask(random_sd_folder, tmp_path, umask):
+    model = DiffusionModel.load(random_sd_folder)
+    old = os.umask(umask)
+    try:
+        folder = export(model, make(model, "mask"), tmp_path / "out")
+    finally:
+        os.umask(old)
+    for path in (folder, *folder.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
+        if path.suffix == ".json":
+            text = path.read_text()
+            assert "_name_or_path" not in text and str(random_sd_folder) not in text, path
+
+
+@pytest.fixture
+def checked_folder(random_sd_folder, tmp_path):
+    """A pipeline with a small safety checker, whose source path is in its settings."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 32, "patch_size": 16}
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(random_sd_folder)
+    pipe.register_modules(
+        safety_checker=StableDiffusionSafetyChecker(
+            CLIPConfig(text_config=small, vision_config=vision, projection_dim=8)
+        ),
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+    )
+    pipe.register_to_config(requires_safety_checker=True)
+    pipe.save_pretrained(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def test_an_export_keeps_the_safety_checker(checked_folder, tmp_path, caplog):
+    model = DiffusionModel.load(checked_folder)
+    assert model.pipe.safety_checker is None
+    folder = export(model, make(model, "mask"), tmp_path / "out")
+    before, stock = (diffusers.DiffusionPipeline.from_pretrained(path) for path in (checked_folder, folder))
+    assert same(dict(before.safety_checker.named_parameters()), dict(stock.safety_checker.named_parameters()))
+    assert type(stock.feature_extractor) is type(before.feature_extractor) and stock.config.requires_safety_checker
+    stock.set_progress_bar_config(disable=True)
+    result = stock("a dog", num_inference_steps=1, output_type="np")
+    assert len(result.nsfw_content_detected) == 1 and "safety checker" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "safety_checker" / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda folder: shutil.rmtree(folder / "feature_extractor"), "has no settings"),
+        (lambda folder: _rename(folder, "feature_extractor", "CLIPNothing"), "CLIPNothing is not in the installed"),
+        (lambda folder: _rename(folder, "safety_checker", "TheirChecker"), "TheirChecker is not Stable"),
+    ],
+)
+def test_a_checker_that_could_not_be_loaded_is_left_out_in_one_line(checked_folder, tmp_path, caplog, damage, words):
+    damage(checked_folder)
+    model = DiffusionModel.load(checked_folder)
+    folder = export(model, make(model, "mask"), tmp_path / "out")
+    (line,) = [record.getMessage() for record in caplog.records if "safety checker" in record.getMessage()]
+    assert words in line and "\n" not in line
+    assert diffusers.DiffusionPipeline.from_pretrained(folder).safety_checker is None
+
+
+def _rename(folder, part, name):
+    index = json.loads((folder / "model_index.json").read_text())
+    index[part][1] = name
+    (folder / "model_index.json").write_text(json.dumps(index))
 
 
 def test_an_export_that_fails_leaves_nothing(random_sd_model, tmp_path, monkeypatch):

@@ -112,6 +112,10 @@ def test_unknown_names_come_with_near_matches(random_sd_model):
         Sampler("dim", 5, 5.0)
     with pytest.raises(ValueError, match="positive"):
         Sampler("ddim", 0, 5.0)
+    for guidance in (-1, float("nan"), float("inf"), "7.5", True, None):
+        with pytest.raises(ValueError, match=r"sampler\.guidance must be a finite number >= 0"):
+            Sampler("ddim", 5, guidance)
+    assert Sampler("ddim", 5, 0).guidance == 0
 
 
 def test_features_are_kept_and_do_not_depend_on_the_neighbours(random_sd_model):
@@ -255,6 +259,16 @@ def test_a_hub_model_that_is_not_to_be_had_says_how_to_get_it(monkeypatch):
     message = str(error.value)
     assert "\n" not in message
     assert "nobody/no-such-model" in message and "--revision abc123" in message and "model=folder" in message
+
+
+def test_without_downloading_the_hub_is_not_asked(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", fail)
+    with pytest.raises(ModelNotFound, match=r"nobody/no-such-model.*a dry run downloads nothing; run `hf download"):
+        weights.locate("nobody/no-such-model", download=False)
+    assert weights.local("nobody/no-such-model") is None
 
 
 def test_cost_counts_seconds_and_unet_samples_by_stage(random_sd_model):

@@ -71,6 +71,7 @@ def test_round_trip(tmp_path):
 def test_a_repeated_run_replaces_its_record(tmp_path):
     first = _record().write(tmp_path)
     elsewhere = {"seed": 1, "device": "cuda", "store": "/x", "method": {"r2": 0.01}, "model": {"batch_size": 1}}
+    elsewhere["speed"] = {"chunk": 3}
     again = _record(config=elsewhere, created="2031-01-01T00:00:00+00:00", counts={"images_made": 0}).write(tmp_path)
     assert again == first and [p.name for p in tmp_path.iterdir()] == [first.name]
     assert first.name == f"fia-imagenette_5v5-tiny-test-{_record().identity[:8]}.json"

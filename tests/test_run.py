@@ -14,8 +14,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
+from experiments.config import ROOT_KEYS
 from experiments.run import benchmark, plan
-from experiments.setup import ROOT_KEYS, setup
+from experiments.setup import setup
 from harness.edit import Edit, NoEffectError
 from harness.model import DiffusionModel
 from harness.record import read
@@ -75,6 +76,9 @@ def test_a_run_ends_in_a_record_that_can_be_read(first: tuple[Any, Path], toy: A
     # 6 class pictures and 3 captions, before and after; ddim with 2 steps and guidance: 4 samples a picture.
     assert data.counts["images_made"] == 18 and data.counts["images_reused"] == 0
     assert data.cost["stages"]["pictures edited"]["unet_samples"] >= 9 * 4
+    # Nothing was stored, so the edit's full cost is this run's. Base and two concepts, one pair, one guided step each.
+    assert data.cost["edit_made"]["runs"] == 1 and data.cost["edit_made"]["device"] == "cpu"
+    assert data.cost["edit_made"]["unet_samples"] == data.cost["stages"]["edit"]["unet_samples"] == 3 * 2
     assert (
         0 < data.edit["shares"]["pipeline"] < data.edit["shares"]["unet"] < data.edit["shares"]["layers"] < 0.6
     )  # two masks of r2 each
@@ -106,7 +110,7 @@ def test_a_stored_run_loads_no_weights_and_says_the_same(
     assert record.counts["images_made"] == 0 and record.counts["images_reused"] == 18
     assert record.counts["edit_reused"] == 1 and record.cost["unet_samples"] == 0
     assert values(record.metrics) == values(first[0].metrics)
-    assert record.cost["edit_made"]["unet_samples"] > 0  # what the edit cost is not forgotten
+    assert record.cost["edit_made"] == first[0].cost["edit_made"]  # what the edit cost is not forgotten
 
 
 def test_another_r2_needs_no_calibration_and_shares_the_unedited_pictures(first: tuple[Any, Path], toy: Any):
@@ -114,8 +118,25 @@ def test_another_r2_needs_no_calibration_and_shares_the_unedited_pictures(first:
     assert path != first[1]
     assert record.cost["stages"]["edit"]["unet_samples"] == 0
     assert record.cost["stages"]["pictures unedited"]["unet_samples"] == 0
+    full = first[0].cost["edit_made"]
+    assert record.cost["edit_made"]["unet_samples"] == full["unet_samples"] and record.cost["edit_made"]["runs"] == 2
     assert record.counts["images_made"] == 9
     assert record.fingerprints["edit"] != first[0].fingerprints["edit"]
+
+
+def test_masks_that_are_found_bring_the_cost_of_their_saliency(first: tuple[Any, Path], toy: Any):
+    record, _ = benchmark(toy(*SMALL_FIA, "task.concepts=[golf ball]", "task.keep=[]", "edit_only=true"))
+    assert record.counts["edit_reused"] == 0 and record.cost["stages"]["edit"]["unet_samples"] == 0
+    # Both concepts were measured in one pass: an upper bound for one of them.
+    assert record.cost["edit_made"]["unet_samples"] == first[0].cost["edit_made"]["unet_samples"]
+
+
+def test_what_decides_speed_only_finds_the_edit_and_replaces_the_record(first: tuple[Any, Path], toy: Any):
+    record, path = benchmark(toy(*SMALL_FIA, "method.group=1", "method.chunk=3"))
+    assert path == first[1] and record.counts["edit_reused"] == 1
+    assert read(path).config["speed"] == {"group": 1, "chunk": 3} and "chunk" not in read(path).config["method"]
+    parts = setup(toy(*SMALL_FIA, "method.chunk=3"))
+    assert (parts.method.group, parts.method.chunk) == (5, 3)
 
 
 def test_the_unedited_model_as_a_method(first: tuple[Any, Path], toy: Any):
@@ -156,7 +177,7 @@ def test_edit_only_exports_a_plain_folder_with_exactly_the_masked_weights_zero(
     out = tmp_path / "out"
     record, _ = benchmark(toy(*SMALL_FIA, "edit_only=true", f"export={out}"))
     assert not record.metrics and record.counts["images_made"] == 0
-    stored = [Edit.load(path) for path in toy.store.glob("edit/*/*/edit.safetensors")]
+    stored = [Edit.load(path) for path in toy.store.glob("edit/*/*/edit_1.safetensors")]
     edit = next(edit for edit in stored if edit.fingerprint == record.fingerprints["edit"])
     before = StableDiffusionPipeline.from_pretrained(random_sd_folder).unet.state_dict()
     after = StableDiffusionPipeline.from_pretrained(out).unet.state_dict()
@@ -180,7 +201,8 @@ def test_an_edit_without_effect_is_a_failure_unless_allowed(toy: Any):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["schedule=sequential"], "schedule=sequential is not available yet"),
+        (["schedule=sequentail"], "sequential"),
+        (["order=-1"], "order=-1: say given, or a seed"),
         (["schedule=jiont"], "did you mean joint"),
         (["repeats=3"], "repeats"),
         (["replay=x.json"], "replay is not available"),
@@ -230,12 +252,43 @@ def test_the_model_chooses_suite_sampler_and_captions_and_the_user_has_the_last_
 
 def test_presets_give_way_to_experiments_and_the_command_line():
     preset = yaml.safe_load((CONF / "preset" / "tiny" / "fia.yaml").read_text())["method"]
-    paper = yaml.safe_load((CONF / "method" / "fia.yaml").read_text())
-    assert preset["r2"] != paper["r2"]
+    assert preset["r2"] != 0.007
     assert config().method.r2 == preset["r2"] and config().method.preset == "tiny"
     assert config("method.r2=0.5").method.r2 == 0.5
     sd = config("model=sd15").method
-    assert sd.r2 == paper["r2"] and "preset" not in sd
+    assert sd.r2 == 0.007 and "preset" not in sd
+
+
+@pytest.mark.parametrize(
+    ("kind", "r1", "r2", "alpha"),
+    [("object", 0.05, 0.007, 0.6), ("style", 0.05, 0.02, 0.8), ("explicit", 0.05, 0.01, 0.6)],
+)
+def test_fia_takes_the_papers_values_for_the_kind_of_the_task(kind: str, r1: float, r2: float, alpha: float):
+    own = ["model=folder", "task=custom", f"task.kind={kind}"]
+    for name in ("fia", "fia_release"):
+        method = config(*own, f"method={name}").method
+        assert (method.r1, method.r2, method.alpha) == (r1, r2, alpha)
+    method = config(*own, "method.r2=0.5", "method.alpha=0.25").method
+    assert (method.r1, method.r2, method.alpha) == (r1, 0.5, 0.25)
+
+
+def test_the_papers_table_gives_way_to_a_share_that_is_said():
+    method = config("model=sd15", "task=imagenette").method
+    assert method.r1_per_concept == method.r2_per_concept == "paper"
+    method = config("model=sd15", "task=imagenette", "method.r2=0.01").method
+    assert method.r1_per_concept == "paper" and method.r2_per_concept is None
+    method = config("model=sd15", "task=imagenette", "method.r1=0.05").method
+    assert method.r1_per_concept is None and method.r2_per_concept == "paper"
+    assert config("model=sd15", "method.r2=0.01", "method.r2_per_concept=paper").method.r2_per_concept == "paper"
+    assert config("model=sd15", "+method.preset=x", "method.alpha=1").method.r2_per_concept == "paper"
+
+
+@pytest.mark.skipif(not TINY_WORLD.exists(), reason="the tiny world's weights are not in this checkout")
+def test_a_world_is_shown_under_the_name_on_its_card(tmp_path: Path):
+    name = json.loads((TINY_WORLD / "world.json").read_text())["name"]
+    parts = setup(config("edit_only=true", f"store={tmp_path}"))
+    assert parts.model.words == f"the embedded tiny world, not Stable Diffusion ({name})"
+    assert name not in (CONF / "model" / "tiny.yaml").read_text().replace("./tinyworld/tiny-v1 ", "")
 
 
 def test_the_preset_is_recorded_and_not_given_to_the_method(toy: Any, tmp_path: Path):
@@ -261,3 +314,17 @@ def test_the_default_run_on_the_tiny_world(tmp_path: Path):
     families = {m["id"].partition("/")[0] for m in json.loads(path.read_text())["metrics"]}
     assert {"forget_accuracy", "preserve_accuracy", "overall_score", "clip", "fid"} <= families
     assert np.isfinite([m["value"] for m in json.loads(path.read_text())["metrics"] if m["value"] is not None]).all()
+
+
+def test_a_sequential_schedule_is_scored_after_each_stage(toy):
+    record, path = benchmark(toy(*SMALL_FIA, "schedule=sequential", "order=3"))
+    assert [len(stage["concepts"]) for stage in record.stages] == [1, 2]
+    assert set(record.stages[-1]["concepts"]) == {"tench", "golf ball"}
+    ids = {metric["id"] for metric in json.loads(path.read_text())["stages"][0]["metrics"]}
+    assert any(id.startswith("forget_accuracy") for id in ids) and not any(id.startswith("clip") for id in ids)
+    # The last stage is the result: the same pictures, the same values.
+    last = {(value.id, value.subject): value.value for value in record.stages[-1]["metrics"]}
+    final = {(value.id, value.subject): value.value for value in record.metrics}
+    assert last and last.items() <= final.items()
+    joint, _ = benchmark(toy(*SMALL_FIA))
+    assert joint.stages == [] and joint.identity != record.identity

@@ -133,6 +133,69 @@ def test_leftover_of_a_killed_process_is_cleared(tmp_path):
     assert not stale.exists() and not (path / "half").exists()
 
 
+def _left_behind(root: Path, kind: str, key: str) -> Path:
+    folder = root / kind / key[:2] / f".tmp-{key}"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "half").write_text("h")
+    return folder
+
+
+def test_opening_removes_what_killed_processes_left(tmp_path):
+    path = Store(tmp_path).folder("edit", {}, _write_one)
+    left = _left_behind(tmp_path, "edit", "ab" * 32)
+    others = [_left_behind(tmp_path, "image", "ab" * 32), tmp_path / "notes" / "mine" / "kept"]
+    others[1].mkdir(parents=True)
+    Store(tmp_path, readonly=True)
+    assert left.exists()
+    Store(tmp_path)
+    assert not left.exists() and path.is_dir() and all(other.is_dir() for other in others)
+
+
+def test_opening_leaves_what_a_living_process_makes(tmp_path):
+    """The second opening is another process, as the lock belongs to the first."""
+    context = multiprocessing.get_context("fork")
+
+    def make(folder: Path) -> None:
+        worker = context.Process(target=Store, args=(tmp_path,))
+        worker.start()
+        worker.join(timeout=30)
+        assert worker.exitcode == 0
+        Store(tmp_path)  # and the same process once more
+        _write_one(folder)
+
+    assert (Store(tmp_path).folder("edit", {}, make) / "b.bin").is_file()
+
+
+def test_opening_a_store_that_cannot_be_written_is_a_warning(tmp_path, monkeypatch, caplog):
+    left = _left_behind(tmp_path, "edit", "ab" * 32)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("harness.store.FileLock", refuse)
+    Store(tmp_path)
+    assert left.exists() and "Read-only file system" in caplog.text
+
+
+def test_a_note_is_kept_beside_the_tensors(tmp_path):
+    store, order = Store(tmp_path), []
+
+    def make():
+        order.append("made")
+        return {"a": torch.ones(2)}
+
+    def note():
+        order.append("noted")
+        return {"seconds": 1.5}
+
+    for _ in range(2):
+        assert torch.equal(store.tensors("stage", {}, make, note=note)["a"], torch.ones(2))
+        assert store.note("stage", {}) == {"seconds": 1.5} and order == ["made", "noted"]
+    store.tensors("stage", {"other": 1}, make)
+    with pytest.raises(FileNotFoundError):
+        store.note("stage", {"other": 1})
+
+
 def test_tensors_round_trip_also_when_they_share_memory(tmp_path):
     base = torch.arange(6, dtype=torch.float16)
     made = {"a": base, "view": base[1:3], "t": base.reshape(2, 3).T, "flag": torch.tensor(True), "none": torch.zeros(0)}

@@ -79,6 +79,7 @@ def test_more_rows_begin_with_the_fewer_ones():
         ({"keep": ["Church"]}, "'church' is in task.concepts and in task.keep"),
         ({"keep": None}, "task.keep=None"),
         ({"n": 0}, "task.n=0"),
+        ({"n": 10_001}, "task.n=10001: .* from 1 to 10000"),
         ({"n": True}, "task.n=True"),
         ({"n": 2.5}, "task.n=2.5"),
         ({"n": "5"}, "task.n='5'"),
@@ -142,6 +143,8 @@ def test_quality_sets():
         quality_set(_captions, 40, "test")
     with pytest.raises(ValueError, match=r"quality.n=-1"):
         quality_set(_captions, -1, "test")
+    with pytest.raises(ValueError, match=r"quality.n=100001: .* from 0 to 100000"):
+        quality_set(_captions, 100_001, "test")
 
 
 def test_prompt_set_ids_and_key():

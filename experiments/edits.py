@@ -1,0 +1,175 @@
+"""Edits, read from the store or made, and what they cost: in this run, and in all.
+
+Stages of an edit and whole edits are found again by later runs, so a run that finds them spends little. Every stored
+artefact therefore keeps a *ledger*: what each run had spent on its edit when the artefact was made. A run takes over
+the ledgers of what it finds, and the sum over all runs in its own is the full cost of its edit.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.edit import Edit, NoEffectError, pruned_shares
+from harness.method import Meter, device_name
+from harness.model import DiffusionModel
+from harness.schedule import ordered, scheduled
+
+from .setup import Setup
+
+EDIT_FILE, META_FILE = "edit_{}.safetensors", "meta.json"
+# Raised by hand when something else is kept beside an artefact; older ones are then made again.
+LAYOUT = 3
+
+
+class Ledger:
+    """What was spent on an edit, by the run that spent it: {run: {device, seconds, unet_samples, ...}}.
+
+    It works like a vector clock. Of each run the largest entry is kept, so nothing counts twice, and everything that
+    a run had spent before it made an artefact goes with that artefact. The sum is exact for what an earlier run made
+    for the same concepts, and an upper bound where that run had measured further ones before.
+    """
+
+    def __init__(self, model: Any, device: str | torch.device) -> None:
+        """Open the ledger of a run that begins now."""
+        self._meter, self._run = Meter(model, device), secrets.token_hex(8)
+        self._found: dict[str, dict[str, Any]] = {}
+        self._not_ours = 0.0
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """All runs, this one as it stands now."""
+        own = asdict(self._meter.read())
+        own["seconds"] -= self._not_ours
+        return {**self._found, self._run: {"device": device_name(self._meter.device), **own}}
+
+    def found(self, entries: Mapping[str, dict[str, Any]], seconds: float) -> None:
+        """Take over an artefact's ledger; this run spent `seconds` on waiting for it and reading it, not on making."""
+        self._not_ours += seconds
+        for run, spent in entries.items():
+            if run != self._run and spent["seconds"] > self._found.get(run, {"seconds": -1})["seconds"]:
+                self._found[run] = spent
+
+
+def full_cost(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of a ledger: {device, seconds, unet_samples, peak_memory_bytes, runs}; several devices are all named."""
+    spent = list(entries.values())
+    return {
+        "device": " + ".join(sorted({entry["device"] for entry in spent})),
+        "seconds": sum(entry["seconds"] for entry in spent),
+        "unet_samples": sum(entry["unet_samples"] for entry in spent),
+        "peak_memory_bytes": max(entry["peak_memory_bytes"] for entry in spent),
+        "runs": len(spent),
+    }
+
+
+def stored_edits(parts: Setup) -> tuple[list[Edit], dict[str, Any]]:
+    """The edits of the run's schedule, read from the store or made, and what is known about their making.
+
+    Returns:
+        One edit a stage of the schedule, every one relative to the untouched model, the last the result; and {shares,
+        cost, no_effect, reused}: pruned shares of the result, the full cost (`full_cost`), the reason where it changes
+        nothing, and whether it was in the store.
+    """
+    made = []
+
+    def make(folder: Path) -> None:
+        meta: dict[str, Any] = {"no_effect": ""}
+        model = parts.model()
+        stage = _Stage(parts, model)
+        try:
+            concepts = ordered(parts.task.concepts, parts.config["order"])
+            schedule, seed = parts.config["schedule"], parts.config["seed"]
+            edits = scheduled(schedule, parts.method, model, concepts, seed, stage)
+            meta["ledger"] = stage.ledger.entries()
+            for edit in edits:
+                if edit.kind != "none":
+                    edit.require_effect(model)
+        except NoEffectError as error:
+            if not parts.config["allow_noop"]:
+                raise
+            edits, meta["no_effect"] = [Edit.make("none", {}, model)], str(error)
+            meta.setdefault("ledger", stage.ledger.entries())
+        for number, edit in enumerate(edits, start=1):
+            edit.save(folder / EDIT_FILE.format(number))
+        meta |= {"shares": pruned_shares(edits[-1], model), "edits": len(edits)}
+        (folder / META_FILE).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        made.append(stage)
+
+    folder = parts.store.folder("edit", _edit_parts(parts), make)
+    for stage in made:
+        stage.clear()
+    meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+    edits = [Edit.load(folder / EDIT_FILE.format(number)) for number in range(1, meta.pop("edits") + 1)]
+    # Stored by a run that allowed it; this one may not.
+    if meta["no_effect"] and not parts.config["allow_noop"]:
+        raise NoEffectError(meta["no_effect"])
+    return edits, {**meta, "cost": full_cost(meta.pop("ledger")), "reused": not made}
+
+
+def has_edit(parts: Setup) -> bool:
+    """Whether `stored_edits` would find the edits."""
+    return parts.store.has("edit", _edit_parts(parts))
+
+
+def _edit_parts(parts: Setup) -> dict[str, Any]:
+    """Everything that decides the edit, as the store's key."""
+    return {
+        "layout": LAYOUT,
+        "model": parts.model.fingerprint,
+        "method": parts.config["method"],
+        "version": parts.method.version,
+        "concepts": [[concept.name, concept.kind] for concept in parts.task.concepts],
+        "seed": parts.config["seed"],
+        "schedule": [parts.config["schedule"], parts.config["order"]],
+        # Files that a method reads decide the edit by what is in them.
+        "content": getattr(parts.method, "content", None),
+        # A method's calibration draws at the model's size unless its config names another.
+        "size": parts.model.size,
+    }
+
+
+class _Stage:
+    """The method's read-or-make: the store, under the model's fingerprint, with the ledger beside every artefact.
+
+    The fingerprint is the model's at that moment: a sequential schedule edits a model that is edited already.
+    """
+
+    def __init__(self, parts: Setup, model: DiffusionModel) -> None:
+        self._store, self._model, self.ledger = parts.store, model, Ledger(model, parts.device)
+        self._scratch: list[Path] = []
+
+    def __call__(self, name: str, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        made = []
+
+        def make_here() -> dict[str, Tensor]:
+            made.append(True)
+            return make()
+
+        where, start = self._where(key), time.perf_counter()
+        tensors = self._store.tensors(name, where, make_here, note=self.ledger.entries)
+        if not made:
+            self.ledger.found(self._store.note(name, where), time.perf_counter() - start)
+        return tensors
+
+    def scratch(self, name: str, key: dict[str, Any]) -> Path:
+        """A folder for unfinished work (`harness.method.scratch`); it goes when the edit is stored."""
+        folder = self._store.scratch(name, self._where(key))
+        self._scratch.append(folder)
+        return folder
+
+    def clear(self) -> None:
+        """Remove the folders of finished work."""
+        for folder in self._scratch:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _where(self, key: dict[str, Any]) -> dict[str, Any]:
+        return {"layout": LAYOUT, "model": self._model.fingerprint, "key": key}

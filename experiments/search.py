@@ -1,0 +1,174 @@
+"""An equal-budget search: `python -m experiments.search conf/search/tiny_5v5.yaml [METHOD ...] [--tuning-only]`.
+
+Every method tries at most `budget` settings on the tuning split. The setting with the best overall score there, and the
+method's defaults as they are specified, are then run on the test split, so that no reported value was chosen on the
+pictures it is measured on. Runs go through the store: a search that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.files import write_atomic
+from harness.names import unknown
+
+from . import values
+from .cli import CONF, exit_code, one_line
+from .front import FAMILIES, best_overall, points
+from .tables import read_records
+
+# Not a file of conf/preset/: the method keeps the values of its own YAML.
+NO_PRESET = "preset@_global_=none/none"
+
+
+@dataclass
+class Search:
+    """A search file.
+
+    Attributes:
+        budget: most settings a method may try.
+        common, tuning, test: overrides of every run, and of the runs on either split.
+        tasks: what the chosen settings are run on, on the test split.
+        methods: by method, the values to try by key; their product is the grid.
+        random: methods whose edit depends on the seed; they run on the test split once a seed.
+        seeds: the seeds of `random` methods; the others use the first.
+    """
+
+    budget: int
+    common: list[str]
+    tuning: list[str]
+    test: list[str]
+    tasks: list[str]
+    methods: dict[str, dict[str, list[Any]]]
+    random: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+
+    def grid(self, method: str) -> list[list[str]]:
+        """The settings of a method as overrides; a method without keys has one, its own.
+
+        Raises:
+            ValueError: the file does not know the method, or gives it more settings than the budget.
+        """
+        if method not in self.methods:
+            raise unknown("method of this search", method, self.methods)
+        keys = self.methods[method]
+        settings = [
+            [f"{key}={_literal(value)}" for key, value in zip(keys, chosen)]
+            for chosen in itertools.product(*keys.values())
+        ]
+        if len(settings) > self.budget:
+            raise ValueError(f"{method} has {len(settings)} settings, the budget of this search is {self.budget}")
+        return settings
+
+
+@dataclass
+class Job:
+    """One run of the search: where its record goes, and its overrides."""
+
+    folder: Path
+    overrides: list[str]
+
+
+def read(path: Path) -> Search:
+    """A search file; ValueError in one line where it is not one."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Search), OmegaConf.load(path)))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; a search is a YAML file such as conf/search/tiny_5v5.yaml") from error
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def tuning_jobs(search: Search, method: str, folder: Path) -> list[Job]:
+    """The settings of one method on the tuning split."""
+    base = [f"method={method}", *search.common, *search.tuning]
+    return [Job(folder / "tuning" / method, [*base, *setting]) for setting in search.grid(method)]
+
+
+def test_jobs(search: Search, method: str, chosen: Sequence[str], folder: Path) -> Iterator[Job]:
+    """The chosen setting and the method's own defaults on the test split, for every task and seed."""
+    seeds = search.seeds if method in search.random else search.seeds[:1]
+    for task, seed in itertools.product(search.tasks, seeds):
+        base = [f"method={method}", f"task={task}", f"seed={seed}", *search.common, *search.test]
+        yield Job(folder / "test" / "searched" / task, [*base, *chosen])
+        yield Job(folder / "test" / "defaults" / task, [*base, NO_PRESET])
+
+
+def run(job: Job) -> Path:
+    """Run one configuration; returns its record's path."""
+    from .config import checked
+    from .run import benchmark
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=[*job.overrides, f"records={job.folder}"])
+    checked(cfg)
+    return benchmark(cfg)[1]
+
+
+def choose(paths: Sequence[Path]) -> int:
+    """Which of the records, one a setting in the grid's order, has the best overall score; the first of equal ones."""
+    found = points(read_records(paths))
+    return found.index(best_overall(found))
+
+
+def markdown(rows: Sequence[tuple[str, str, Mapping[str, Any], bool]]) -> str:
+    """What was tried: (method, setting, record, chosen) as a table."""
+    header = ["method", "setting", "forget %", "preserve %", "overall %", "chosen"]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header))]
+    for method, setting, record, chosen in rows:
+        shown = [values.show(values.pick_family(record["metrics"], name)) for name in FAMILIES]
+        lines.append("| " + " | ".join([method, setting or "its own", *shown, "yes" if chosen else ""]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Search, report on the test split, and write what was tried to FOLDER/search.md."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.search", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="only these (default: all of the file)")
+    parser.add_argument("--tuning-only", action="store_true", help="stop before the test split")
+    parser.add_argument("--out", type=Path, help="folder of the records (default: runs/search/NAME)")
+    options = parser.parse_args(argv)
+    try:
+        search = read(options.file)
+        methods = options.methods or list(search.methods)
+        grids = {method: search.grid(method) for method in methods}
+        folder = options.out or Path("runs") / "search" / options.file.stem
+        rows = []
+        for method, settings in grids.items():
+            paths = [run(job) for job in tuning_jobs(search, method, folder)]
+            best = choose(paths)
+            rows += [
+                (method, " ".join(setting), record, i == best)
+                for i, (setting, record) in enumerate(zip(settings, read_records(paths)))
+            ]
+            print(markdown([row for row in rows if row[0] == method]), flush=True)
+            if not options.tuning_only:
+                for job in test_jobs(search, method, settings[best], folder):
+                    print(f"record: {run(job)}", flush=True)
+        write_atomic(folder / "search.md", markdown(rows).encode())
+    except Exception as error:
+        print(one_line(error), file=sys.stderr)
+        return exit_code(error)
+    return 0
+
+
+def _literal(value: Any) -> str:
+    """A value as Hydra's command line reads it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Schedules: how several concepts meet a method.
+
+`joint` hands all concepts to the method at once. `sequential` edits one concept after another, each on the model that
+the edits before left, so that resurgence of the earlier ones can be seen. `merged` edits the untouched model once a
+concept and adds the changes up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from .edit import Edit, NoEffectError
+from .method import Method, Stage
+from .model import DiffusionModel
+from .names import unknown
+from .task import Concept
+
+SCHEDULES = ("joint", "sequential", "merged")
+GIVEN = "given"
+
+
+def ordered(concepts: Sequence[Concept], order: str | int) -> tuple[Concept, ...]:
+    """The concepts as they are given, or shuffled by a seed."""
+    if order == GIVEN:
+        return tuple(concepts)
+    if isinstance(order, bool) or not isinstance(order, int) or order < 0:
+        raise ValueError(f"order is {order!r}; it must be `{GIVEN}` or a seed (a whole number from 0)")
+    return tuple(concepts[i] for i in np.random.default_rng(order).permutation(len(concepts)))
+
+
+def scheduled(
+    schedule: str, method: Method, model: DiffusionModel, concepts: Sequence[Concept], seed: int, stage: Stage
+) -> list[Edit]:
+    """The edits of a schedule, in order; every one leads from the untouched model to the state after its stage.
+
+    Returns:
+        One edit, or one a concept for `sequential`. The last is the result.
+
+    Raises:
+        NoEffectError: an edit changes nothing; for single concepts the message names which.
+    """
+    if schedule == "joint":
+        return [method.edit(model, concepts, seed, stage)]
+    if schedule == "merged":
+        return [merged(model, [_single(method, model, concept, seed, stage) for concept in concepts])]
+    if schedule != "sequential":
+        raise unknown("schedule", schedule, SCHEDULES)
+    edits: list[Edit] = []
+    for concept in concepts:
+        if not edits:
+            edits.append(_single(method, model, concept, seed, stage))
+            continue
+        with rebased(model, edits[-1]):
+            following = _single(method, model, concept, seed, stage)
+            edits.append(followed(model, edits[-1], following))
+    return edits
+
+
+def _single(method: Method, model: DiffusionModel, concept: Concept, seed: int, stage: Stage) -> Edit:
+    try:
+        return method.edit(model, [concept], seed, stage)
+    except NoEffectError as error:
+        raise NoEffectError(f"{concept.name}: {error}") from error
+
+
+@contextlib.contextmanager
+def rebased(model: DiffusionModel, edit: Edit) -> Iterator[DiffusionModel]:
+    """Inside the block the edited model counts as a model of its own: a method can edit it further.
+
+    Its fingerprint follows from the base's and the edit's, so that nothing stored for one is used for the other.
+    """
+    base = model.fingerprint
+    with edit.applied(model):
+        model.edit = None
+        model.fingerprint = hashlib.sha256(f"{base} {edit.fingerprint}".encode()).hexdigest()
+        try:
+            yield model
+        finally:
+            model.fingerprint, model.edit = base, edit
+
+
+@torch.no_grad()
+def followed(model: DiffusionModel, first: Edit, second: Edit) -> Edit:
+    """One edit with the effect of `first` and then `second`; call it inside `rebased(model, first)`.
+
+    Two masks give their union; anything else a delta that holds the final weights.
+    """
+    second.check(model)
+    info = {**second.info, "base": first.base}
+    if second.kind == "none":
+        return Edit(first.kind, first.tensors, info)
+    if first.kind == second.kind == "mask":
+        return Edit("mask", _union([first, second]), info)
+    names = first.tensors.keys() | second.tensors.keys()
+    parameters = dict(model.unet.named_parameters())
+    with second.applied(model):
+        return Edit("delta", {name: parameters[name].detach().cpu().clone() for name in sorted(names)}, info)
+
+
+@torch.no_grad()
+def merged(model: DiffusionModel, edits: Sequence[Edit]) -> Edit:
+    """Edits of the same untouched model as one: the union of masks, or the weights plus the sum of all changes.
+
+    Sums are taken in float64 and rounded once to the weights' type.
+    """
+    info = edits[-1].info
+    if all(edit.kind == "mask" for edit in edits):
+        return Edit("mask", _union(edits), info)
+    changes: dict[str, torch.Tensor] = {}
+    for edit in edits:
+        for name, old in edit.check(model).items():
+            old = old.detach().cpu()
+            tensor = edit.tensors[name]
+            new = old.masked_fill(tensor, 0) if edit.kind == "mask" else tensor
+            change = new.double() - old.double()
+            changes[name] = changes[name] + change if name in changes else change
+    parameters = dict(model.unet.named_parameters())
+    tensors = {
+        name: (parameters[name].detach().cpu().double() + change).to(parameters[name].dtype)
+        for name, change in sorted(changes.items())
+    }
+    return Edit("delta", tensors, info)
+
+
+def _union(edits: Sequence[Edit]) -> dict[str, torch.Tensor]:
+    union: dict[str, torch.Tensor] = {}
+    for edit in edits:
+        for name, tensor in edit.tensors.items():
+            union[name] = union[name] | tensor if name in union else tensor
+    return union

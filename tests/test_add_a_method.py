@@ -1,0 +1,57 @@
+"""docs/add-a-method.md at its word: its files, kept outside the project, run with `--config-dir`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "add-a-method.md"
+FILE = re.compile(r"^`([\w/.]+)`\n\n```\w+\n(.*?)^```$", re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("mine")
+    files = dict(FILE.findall(PAGE.read_text()))
+    assert set(files) == {"project_out.py", "conf/method/project_out.yaml", "conf/task/garden.yaml"}
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def run(mine: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "run.py", "--config-dir", mine / "conf", *arguments],
+        cwd=mine,
+        env={**os.environ, "PYTHONPATH": str(mine)},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_own_method_and_own_task_run_end_to_end(mine):
+    done = run(mine, "method=project_out", "task=garden", "task.n=2", "quality=off", "sampler.steps=3")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((mine / done.stdout.strip().splitlines()[-1].removeprefix("record: ")).read_text())
+    assert (record["method"], record["task"]) == ("project_out", "garden")
+    assert [concept["name"] for concept in record["concepts"]] == ["golf ball", "parachute"]
+    assert record["edit"]["kind"] == "delta"
+    counted = {
+        value["subject"]: value["n"] for value in record["metrics"] if value["id"].startswith("preserve_accuracy")
+    }
+    assert counted["all"] == 6
+
+
+def test_own_parameters_are_checked_by_the_method(mine):
+    done = run(mine, "method=project_out", "method.s=3", "dry_run=true")
+    assert done.returncode == 2 and "method.s is 3" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr

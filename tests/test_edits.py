@@ -1,0 +1,158 @@
+"""What an edit cost in all: ledgers of several runs, over artefacts that were made and found."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from experiments.edits import Ledger, full_cost, has_edit, stored_edits
+from harness.edit import Edit
+from harness.method import scratch
+from harness.store import Store
+
+
+class Stages:
+    """A method of one stage a concept (10 UNet samples) and a last one over all of them (1 sample)."""
+
+    version = 1
+
+    def edit(self, model, concepts, seed, stage):
+        def work(samples: int):
+            model.calls += samples
+            return {"x": torch.zeros(1)}
+
+        for concept in concepts:
+            stage("toy.one", {"concept": concept.name}, lambda: work(10))
+        stage("toy.all", {"concepts": [concept.name for concept in concepts], "seed": seed}, lambda: work(1))
+        weight = next(iter(model.layers("ffn2").values())).weight
+        return Edit.make("mask", {name(model): torch.ones_like(weight, dtype=torch.bool)}, model)
+
+
+def name(model) -> str:
+    return f"{next(iter(model.layers('ffn2')))}.weight"
+
+
+@pytest.fixture
+def setup(random_sd_model, tmp_path):
+    """The parts of a run that an edit needs, for the named concepts, with one store."""
+
+    class Lazy(SimpleNamespace):
+        def __call__(self):
+            return random_sd_model
+
+    def setup(*concepts: str, seed: int = 0, schedule: str = "joint", order: str | int = "given"):
+        return SimpleNamespace(
+            model=Lazy(fingerprint=random_sd_model.fingerprint, size=32),
+            method=Stages(),
+            config={
+                **{"method": {"name": "toy"}, "seed": seed, "allow_noop": False},
+                **{"schedule": schedule, "order": order},
+            },
+            task=SimpleNamespace(concepts=[SimpleNamespace(name=concept, kind="object") for concept in concepts]),
+            store=Store(tmp_path),
+            device=torch.device("cpu"),
+        )
+
+    return setup
+
+
+@pytest.fixture
+def run(setup, random_sd_model):
+    """The full cost of an edit for the named concepts, and the samples that this run needed."""
+
+    def run(*concepts: str, seed: int = 0):
+        parts = setup(*concepts, seed=seed)
+        stored, before = has_edit(parts), random_sd_model.calls
+        meta = stored_edits(parts)[1]
+        assert meta["reused"] is stored
+        return meta["cost"], random_sd_model.calls - before
+
+    return run
+
+
+def test_the_full_cost_is_that_of_an_empty_store(run):
+    first, spent = run("a", "b")
+    assert (first["unet_samples"], first["runs"], spent) == (21, 1, 21)
+    again, spent = run("a", "b")
+    assert again == first and spent == 0
+    other, spent = run("a", "b", seed=1)
+    assert (other["unet_samples"], other["runs"], spent) == (21, 2, 1)
+
+
+def test_several_runs_add_up_and_none_counts_twice(run):
+    run("a", "b")
+    run("c")
+    cost, spent = run("a", "b", "c")
+    assert (cost["unet_samples"], cost["runs"], spent) == (31, 3, 1)
+    # `c` was measured by a run of its own, `b` after `a`: an upper bound for `b` alone.
+    assert run("c", seed=1)[0]["unet_samples"] == 11
+    assert run("b")[0]["unet_samples"] == 21
+
+
+def test_a_ledger_takes_the_largest_entry_of_every_run():
+    ledger = Ledger(SimpleNamespace(calls=0), "cpu")
+    entry = {"device": "GPU", "seconds": 2.0, "unet_samples": 4, "peak_memory_bytes": 10**12}
+    ledger.found({"r1": entry, "r2": entry}, 0.0)
+    ledger.found({"r1": {**entry, "seconds": 1.0, "unet_samples": 2}, "r2": {**entry, "seconds": 3.0}}, 0.0)
+    ledger.found(ledger.entries(), 0.0)
+    total = full_cost(ledger.entries())
+    assert (total["unet_samples"], total["runs"], total["peak_memory_bytes"]) == (8, 3, 10**12)
+    assert total["device"] == "GPU + cpu" and total["seconds"] >= 5.0
+
+
+def test_waiting_for_a_found_artefact_is_not_spent():
+    ledger = Ledger(SimpleNamespace(calls=0), "cpu")
+    ledger.found({}, 1000.0)
+    (own,) = ledger.entries().values()
+    assert own["seconds"] < 0  # a thousand seconds that did not pass are taken off
+
+
+class Unfinished(Stages):
+    """A method that leaves a checkpoint in its scratch folder, and may then be killed."""
+
+    killed = False
+
+    def edit(self, model, concepts, seed, stage):
+        folder = scratch(stage, "toy.training", {"seed": seed})
+        found = folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoint").write_text("half")
+        if self.killed:
+            raise KeyboardInterrupt
+        edit = super().edit(model, concepts, seed, stage)
+        edit.info["resumed"] = found
+        return edit
+
+
+def test_unfinished_work_outlives_a_kill_and_goes_with_the_edit(setup, tmp_path):
+    parts = setup("a")
+    parts.method = Unfinished()
+    parts.method.killed = True
+    with pytest.raises(KeyboardInterrupt):
+        stored_edits(parts)
+    assert [path.name for path in tmp_path.rglob("checkpoint")] == ["checkpoint"]
+    parts.method.killed = False
+    assert stored_edits(parts)[0][-1].info["resumed"]
+    assert not list(tmp_path.rglob("checkpoint"))
+
+
+def test_what_a_method_reads_decides_the_edit(setup):
+    parts = setup("a")
+    parts.method.content = "sha256 of a file"
+    stored_edits(parts)
+    assert has_edit(parts)
+    parts.method.content = "sha256 of the changed file"
+    assert not has_edit(parts)
+
+
+def test_a_sequential_schedule_keeps_an_edit_a_stage(setup, random_sd_model):
+    parts = setup("a", "b", "c", schedule="sequential")
+    edits, meta = stored_edits(parts)
+    assert len(edits) == 3 and not meta["reused"]
+    assert {edit.base for edit in edits} == {random_sd_model.fingerprint}
+    again, meta = stored_edits(parts)
+    assert [edit.fingerprint for edit in again] == [edit.fingerprint for edit in edits] and meta["reused"]
+    assert not has_edit(setup("a", "b", "c", schedule="sequential", order=1))
+    assert not has_edit(setup("a", "b", "c"))
