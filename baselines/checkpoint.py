@@ -4,7 +4,8 @@
 
 PATH is told apart by its content:
 
-* a diffusers folder; its text encoders and VAE have to be the base model's, because only UNets can be edited here
+* a diffusers folder; its text encoders, VAE, noise schedule and UNet's architecture have to be the base model's,
+  because only the weights of UNets can be edited here
 * a .safetensors file of a UNet, or of some of its tensors, in diffusers' names
 * a .safetensors file of a LoRA for the UNet, in the names of diffusers, peft or kohya (SD 1.x)
 * an edit of our own, as a run's store holds it
@@ -15,6 +16,7 @@ Nothing is guessed: a tensor of an unknown name, another shape, or with NaN is r
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import logging
 import math
@@ -39,6 +41,16 @@ from harness.weights import component_files, locate
 log = logging.getLogger(__name__)
 
 UNET, OTHER_PARTS = "unet/", ("text_encoder", "text_encoder_2", "vae")
+# What a scheduler's settings say of the model and not of how it is sampled.
+NOISE_SCHEDULE = (
+    "prediction_type",
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
 # How a LoRA's tensors are called behind their module's name: the role, and the spellings of diffusers, peft and kohya.
 LORA_ROLES = {
     "down": (".lora_A.weight", ".lora.down.weight", ".lora_down.weight", "_lora.down.weight"),
@@ -63,6 +75,8 @@ class Checkpoint:
     lora_scale: float = 1.0
 
     version: ClassVar[int] = 1
+    # The file is what it is, whatever the concepts.
+    joint_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path.strip():
@@ -93,6 +107,7 @@ class Checkpoint:
         if self._source.is_dir():
             info["form"] = "folder"
             files = component_files(self._source)
+            self._require_same_settings(model)
             weights = [file for name, file in files.items() if name.startswith(UNET) and file.suffix == ".safetensors"]
             given = {name: tensor for file in weights for name, tensor in self._tensors(file)[0].items()}
             missing = sorted(model.unet.state_dict().keys() - given.keys())
@@ -209,6 +224,31 @@ class Checkpoint:
             raise ValueError(f"{self.path}: {name} holds NaN, infinity or more than {old.dtype} can")
         return new
 
+    def _require_same_settings(self, model: DiffusionModel) -> None:
+        """Refuse a folder whose UNet or noise schedule is set up differently: its weights would be run in the model's.
+
+        What a file does not name has its class's default. Keys that diffusers does not know compute nothing.
+        """
+        import diffusers
+
+        checks: list[tuple[str, Any, Sequence[str] | None]] = [("unet/config.json", model.unet, None)]
+        if (self._source / "scheduler/scheduler_config.json").is_file():
+            checks.append(("scheduler/scheduler_config.json", model.pipe.scheduler, NOISE_SCHEDULE))
+        for file, mine, keys in checks:
+            given = json.loads((self._source / file).read_text(encoding="utf-8"))
+            theirs = getattr(diffusers, str(given.get("_class_name")), None)
+            if theirs is None:
+                raise ValueError(f"{self.path}: {file} names no class of diffusers: {given.get('_class_name')!r}")
+            old, new = _settings(type(mine), mine.config), _settings(theirs, given)
+            # `sample_size` computes nothing: it is the size that a pipeline draws by default.
+            for key in keys or sorted((old.keys() | new.keys()) - {"sample_size"}):
+                # Libraries have written null, false and 0 for "no".
+                if (old.get(key) or None) != (new.get(key) or None):
+                    raise ValueError(
+                        f"{self.path}: {file} has {key}={new.get(key)!r}, the model has {old.get(key)!r}; only weights "
+                        "of the UNet can be scored"
+                    )
+
     def _require_same(self, model: DiffusionModel, part: str) -> None:
         """Refuse a folder whose text encoder or VAE is another than the model's: that would go unscored."""
         module: nn.Module | None = getattr(model.pipe, part, None)
@@ -272,6 +312,13 @@ def _lora_role(key: str) -> tuple[str | None, str]:
                 # Attention processors once held the LoRA of `to_out.0` as `to_out_lora`.
                 return role, f"{stem}.0" if ending.startswith("_") and stem.endswith("to_out") else stem
     return None, key
+
+
+def _settings(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a diffusers class as a config gives them, else their defaults; lists for tuples."""
+    known = inspect.signature(kind).parameters.values()
+    found = {parameter.name: given.get(parameter.name, parameter.default) for parameter in known}
+    return json.loads(json.dumps(found, default=str))
 
 
 def _coarser(*dtypes: torch.dtype) -> torch.dtype:

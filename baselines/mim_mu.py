@@ -29,6 +29,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -52,6 +53,8 @@ from harness.training_data import (
     filled,
     folder_pictures,
 )
+
+from .picture_folders import content_of
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +104,8 @@ class MiMMU:
         for name in ("sampler", "rollout"):
             if isinstance(getattr(self, name), Mapping):
                 setattr(self, name, Sampler(**getattr(self, name)))
-        one_of("mim_mu's rollout.name", self.rollout.name, PRESERVING)
+        if self.variant not in ON_PICTURES:
+            one_of("mim_mu's rollout.name", self.rollout.name, PRESERVING)
         one_of("mim_mu's rollout_by", self.rollout_by, ROLLOUTS)
         self.size = pixels("mim_mu: size", self.size)
         one_of("mim_mu's parameters", self.parameters, PARAMETERS)
@@ -111,6 +115,11 @@ class MiMMU:
     @property
     def settings(self) -> Settings:
         return Settings(self.learning_rate, self.batch, self.accumulate, self.precision)
+
+    @cached_property
+    def content(self) -> str | None:
+        """Hex sha256 over the pictures in `folder`; None without a folder."""
+        return content_of(self.folder)
 
     def edit(self, model: DiffusionModel, concepts: Sequence[Concept], seed: int, stage: Stage) -> Edit:
         """New cross-attention weights, for all concepts at once.
@@ -131,15 +140,16 @@ class MiMMU:
             prompts = list(pictures.prompts)
         size = self.size or (model.size, model.size)
         steps = self.epochs * math.ceil(len(prompts) / self.batch)
-        decisive = ("version", "variant", "rollout_by", "parameters", "learning_rate", "batch", "precision")
+        decisive = ("version", "variant", "parameters", "learning_rate", "batch", "precision")
         key = {name: getattr(self, name) for name in decisive} | {
             "prompts": prompts,
             "pictures": pictures.key if pictures else None,
             "size": list(size),
-            "rollout": asdict(self.rollout),
             "steps": steps,
             "seed": seed,
         }
+        if pictures is None:
+            key |= {"rollout": asdict(self.rollout), "rollout_by": self.rollout_by}
         drift: dict[str, float] = {}
 
         def measure_drift(network: Network) -> None:

@@ -26,6 +26,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -50,6 +51,8 @@ from harness.training_data import (
     filled,
     folder_pictures,
 )
+
+from .picture_folders import content_of
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +120,11 @@ class SalUn:
     @property
     def settings(self) -> Settings:
         return Settings(self.learning_rate, self.batch, self.accumulate, self.precision)
+
+    @cached_property
+    def content(self) -> str | None:
+        """Hex sha256 over the pictures in `forget_folder` and `retain_folder`; None without a folder."""
+        return content_of(self.forget_folder, self.retain_folder)
 
     def edit(self, model: DiffusionModel, concepts: Sequence[Concept], seed: int, stage: Stage) -> Edit:
         """New UNet weights after mask and relabelling, for all concepts at once.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from harness.checks import finite
 from harness.edit import Edit
 from harness.model import DiffusionModel
 from harness.task import Concept
@@ -72,7 +73,7 @@ def read_texts(model: DiffusionModel, concepts: Sequence[Concept], guide: str) -
     features = model.token_features([*names, guide, ""])
     # Metal knows no float64.
     device = torch.device("cpu") if model.device.type == "mps" else model.device
-    hidden = _finite("text features", features.hidden).to(device, torch.float64)
+    hidden = finite("scapre: text features", features.hidden).to(device, torch.float64)
     *subjects, start, _ = features.last.tolist()
     rows, owner, partner = [], [], []
     for k, (name, subject) in enumerate(zip(names, subjects)):
@@ -203,9 +204,9 @@ def rewrite(
     layers = {**model.layers("cross_k"), **model.layers("cross_v")}
     tensors, changes = {}, {}
     for name, layer in sorted(layers.items()):
-        w0 = _finite(name, layer.weight.detach()).to(texts.rows)
+        w0 = finite(f"scapre: {name}", layer.weight.detach()).to(texts.rows)
         w = new(name, w0)
-        tensors[f"{name}.weight"] = _finite(f"the new {name}", w.to(layer.weight.dtype))
+        tensors[f"{name}.weight"] = finite(f"scapre: the new {name}", w.to(layer.weight.dtype))
         changes[name] = float((w - w0).norm() / w0.norm().clamp(min=EPS))
     mean = sum(changes.values()) / len(changes)
     log.info("%s: %d concepts, %d matrices, mean relative change %.4f", method.name, len(concepts), len(layers), mean)
@@ -217,13 +218,6 @@ def rewrite(
         "relative_change": changes,
     }
     return Edit.make("delta", tensors, model, info)
-
-
-def _finite(what: str, tensor: Tensor) -> Tensor:
-    """`tensor`, if it holds neither NaN nor infinity."""
-    if not tensor.isfinite().all():
-        raise FloatingPointError(f"scapre: NaN or infinity in {what} ({tensor.dtype})")
-    return tensor
 
 
 def _responses(w0: Tensor, inputs: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.checks import flag, number, one_of, texts
+from harness.checks import finite, flag, number, one_of, texts
 from harness.edit import Edit, NoEffectError
 from harness.method import Stage
 from harness.model import KINDS, DiffusionModel
@@ -82,6 +82,7 @@ class UCE:
 
         Raises:
             NoEffectError: no output is asked to change.
+            FloatingPointError: text features or old weights hold NaN or infinity, or new ones in the model's dtype.
         """
         if not concepts:
             raise ValueError("uce: name at least one concept to forget")
@@ -95,8 +96,11 @@ class UCE:
         layers = {name: layer for kind in self.kinds for name, layer in model.layers(kind).items()}
         # Metal knows no float64.
         device = torch.device("cpu") if model.device.type == "mps" else model.device
-        weights = {f"{name}.weight": layer.weight.detach().to(device) for name, layer in sorted(layers.items())}
-        erase = [tuple(rows.to(device).double() for rows in self._rows(model, *pair)) for pair in pairs]
+        weights = {
+            f"{name}.weight": finite(f"uce: {name}", layer.weight.detach()).to(device)
+            for name, layer in sorted(layers.items())
+        }
+        erase = [tuple(_features(rows, device) for rows in self._rows(model, *pair)) for pair in pairs]
         new = solve(
             weights,
             erase,
@@ -106,6 +110,8 @@ class UCE:
             p=p,
             ridge=self.ridge,
         )
+        for name, w in new.items():
+            finite(f"uce: the new {name}", w)
         moved = sum((new[name].double() - w.double()).square().sum() for name, w in weights.items())
         relative = float((moved / sum(w.double().square().sum() for w in weights.values())).sqrt())
         if not relative:
@@ -162,9 +168,13 @@ class UCE:
                 rows = model.encode(part).hidden.flatten(0, 1)
             else:
                 rows = last_token_rows(model, part)
-            rows = rows.to(device).double()
+            rows = _features(rows, device)
             gram += rows.T @ rows
         return gram
+
+
+def _features(rows: Tensor, device: torch.device) -> Tensor:
+    return finite("uce: text features", rows).to(device).double()
 
 
 def solve(

@@ -112,7 +112,8 @@ def stored_edits(parts: Setup) -> tuple[list[Edit], dict[str, Any]]:
     # Stored by a run that allowed it; this one may not.
     if meta["no_effect"] and not parts.config["allow_noop"]:
         raise NoEffectError(meta["no_effect"])
-    return edits, {**meta, "cost": full_cost(meta.pop("ledger")), "reused": not made}
+    cost = full_cost(meta.pop("ledger"))
+    return edits, {**meta, "cost": cost, "reused": not made}
 
 
 def has_edit(parts: Setup) -> bool:
@@ -129,7 +130,8 @@ def _edit_parts(parts: Setup) -> dict[str, Any]:
         "version": parts.method.version,
         "concepts": [[concept.name, concept.kind] for concept in parts.task.concepts],
         "seed": parts.config["seed"],
-        "schedule": [parts.config["schedule"], parts.config["order"]],
+        "schedule": parts.config["schedule"],
+        "order": parts.config["order"],
         # Files that a method reads decide the edit by what is in them.
         "content": getattr(parts.method, "content", None),
         # A method's calibration draws at the model's size unless its config names another.

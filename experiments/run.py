@@ -74,7 +74,8 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
     """
     parts = setup(cfg)
     found = has_edit(parts)
-    edit = stored_edits(parts)[0][-1] if found else None
+    edits = stored_edits(parts)[0] if found else []
+    edit = edits[-1] if edits else None
     unedited = parts.config["method"]["name"] == "none"
     sets, samples, disk = [], 0, 0
     for name, prompts in ({} if parts.config["edit_only"] else parts.task.sets).items():
@@ -110,6 +111,7 @@ class _Result:
     metrics: tuple[Any, ...] = ()
     # Of a sequential schedule: what was to be gone after each stage, and the scores of the class pictures.
     stages: tuple[dict[str, Any], ...] = ()
+    stage_sets: tuple[ImageSet, ...] = ()
 
 
 def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost) -> _Result:
@@ -129,21 +131,24 @@ def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost) -> _Result:
     after = before if edits[-1].kind == "none" else pictures(edits[-1], "edited", every)
     with cost.stage("scores"):
         unedited, metrics = score(parts, before, after)
-    stages = []
-    if len(edits) > 1 and STAGE_SET in every:
+    stages, stage_sets = [], []
+    if len(edits) > 1 and edits[-1].kind != "none" and STAGE_SET in every:
         concepts = ordered(parts.task.concepts, parts.config["order"])
         for number, edit in enumerate(edits, start=1):
             seen = pictures(edit, f"after stage {number}", [STAGE_SET])
+            stage_sets += seen.values()
             with cost.stage("scores"):
                 _, values = score(parts, {STAGE_SET: before[STAGE_SET]}, seen)
             stages.append({"concepts": [concept.name for concept in concepts[:number]], "metrics": list(values)})
-    return _Result(before, after, unedited, metrics, tuple(stages))
+    # The last stage's pictures are the edited ones, counted already.
+    return _Result(before, after, unedited, metrics, tuple(stages), tuple(stage_sets[:-1]))
 
 
 def _record(parts: Setup, edit: Edit, meta: Mapping[str, Any], cost: Cost, result: _Result) -> Record:
     sets = [*(result.before or {}).values()]
     if result.after is not result.before:
         sets += (result.after or {}).values()
+    sets += result.stage_sets
     world = _stamp(parts.config["suite"].get("world"))
     note = f"{parts.model.words or parts.model.name}."
     if meta["no_effect"]:

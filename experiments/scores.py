@@ -29,8 +29,9 @@ def score(
     unedited: list[Any] = []
     edited: list[Any] = []
     for metric in parts.metrics:
-        if metric.set not in before:
+        if metric.set not in parts.task.sets:
             log.info("%s is not measured: the task has no %s prompts", metric.id, metric.set)
+        if metric.set not in before:
             continue
         reference = before[metric.set]
         # The unedited pictures are not compared with themselves: they get no reference.

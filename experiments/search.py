@@ -23,7 +23,7 @@ from harness.files import write_atomic
 from harness.names import unknown
 
 from . import values
-from .cli import CONF, exit_code, one_line
+from .cli import CONF, INTERRUPTED, exit_code, one_line
 from .front import FAMILIES, best_overall, points
 from .tables import read_records
 
@@ -118,6 +118,8 @@ def run(job: Job) -> Path:
 def choose(paths: Sequence[Path]) -> int:
     """Which of the records, one a setting in the grid's order, has the best overall score; the first of equal ones."""
     found = points(read_records(paths))
+    if len(found) != len(paths):
+        raise ValueError(f"{len(paths) - len(found)} of {len(paths)} settings have no accuracy; a search needs all")
     return found.index(best_overall(found))
 
 
@@ -132,7 +134,7 @@ def markdown(rows: Sequence[tuple[str, str, Mapping[str, Any], bool]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Search, report on the test split, and write what was tried to FOLDER/search.md."""
+    """Search, report on the test split, and write what was tried to FOLDER/METHOD.md."""
     parser = argparse.ArgumentParser(prog="python -m experiments.search", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="only these (default: all of the file)")
@@ -144,19 +146,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         methods = options.methods or list(search.methods)
         grids = {method: search.grid(method) for method in methods}
         folder = options.out or Path("runs") / "search" / options.file.stem
-        rows = []
         for method, settings in grids.items():
             paths = [run(job) for job in tuning_jobs(search, method, folder)]
             best = choose(paths)
-            rows += [
-                (method, " ".join(setting), record, i == best)
-                for i, (setting, record) in enumerate(zip(settings, read_records(paths)))
-            ]
-            print(markdown([row for row in rows if row[0] == method]), flush=True)
+            tried = markdown(
+                [
+                    (method, " ".join(setting), record, i == best)
+                    for i, (setting, record) in enumerate(zip(settings, read_records(paths), strict=True))
+                ]
+            )
+            write_atomic(folder / f"{method}.md", tried.encode())
+            print(tried, flush=True)
             if not options.tuning_only:
                 for job in test_jobs(search, method, settings[best], folder):
                     print(f"record: {run(job)}", flush=True)
-        write_atomic(folder / "search.md", markdown(rows).encode())
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         print(one_line(error), file=sys.stderr)
         return exit_code(error)

@@ -36,6 +36,10 @@ def show_record(record: Record, console: Console | None = None) -> None:
                 console.print(table)
         for line in legend(data):
             console.print(line, style="dim")
+    for number, stage in enumerate(data["stages"], start=1):
+        found = {word: values.pick_family(stage["metrics"], f"{word}_accuracy") for word in ("forget", "preserve")}
+        scores = ", ".join(f"{word} {values.show(metric)} %" for word, metric in found.items() if metric)
+        console.print(f"After stage {number} ({stage['concepts'][-1]}): {scores}")
     made, reused = record.counts["images_made"], record.counts["images_reused"]
     console.print(
         f"{made} pictures made, {reused} from the store; {record.counts['screened']} prompts refused by the screen; "

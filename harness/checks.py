@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .names import unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def is_number(value: object) -> bool:
@@ -72,3 +76,10 @@ def pixels(what: str, size: object) -> tuple[int, int] | None:
     if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
         raise ValueError(f"{what} is null, a number of pixels or [width, height], got {size!r}")
     return sides
+
+
+def finite(what: str, tensor: Tensor) -> Tensor:
+    """`tensor`, or a FloatingPointError if it holds NaN or infinity."""
+    if not tensor.isfinite().all():
+        raise FloatingPointError(f"{what}: NaN or infinity ({tensor.dtype})")
+    return tensor

@@ -45,6 +45,7 @@ class Method(Protocol):
         version: raised by hand when the same parameters would give another edit.
         speed_only: names of the parameters that decide speed or memory and not the edit; they stay out of its key. A
             method without such parameters need not declare it.
+        joint_only: the edit does not depend on the concepts, so that no schedule but `joint` makes sense; optional.
     """
 
     name: str

@@ -24,7 +24,7 @@ from typing import Any
 from .files import write_atomic
 from .store import canonical_json, content_key
 
-SCHEMA = 1
+SCHEMA = 2
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Settings that say where and how a run happens, not what it measures; they do not enter a record's identity.

@@ -39,33 +39,53 @@ def scheduled(
     """The edits of a schedule, in order; every one leads from the untouched model to the state after its stage.
 
     Returns:
-        One edit, or one a concept for `sequential`. The last is the result.
+        One edit, or one a concept for `sequential`. The last is the result. Where single edits were combined, `info`
+        names all their concepts and holds the single edits' own information as `parts`.
 
     Raises:
         NoEffectError: an edit changes nothing; for single concepts the message names which.
+        ValueError: the method's edit does not depend on the concepts (`joint_only`), so there is nothing to schedule.
     """
     if schedule == "joint":
         return [method.edit(model, concepts, seed, stage)]
-    if schedule == "merged":
-        return [merged(model, [_single(method, model, concept, seed, stage) for concept in concepts])]
-    if schedule != "sequential":
+    if schedule not in SCHEDULES:
         raise unknown("schedule", schedule, SCHEDULES)
-    edits: list[Edit] = []
-    for concept in concepts:
-        if not edits:
-            edits.append(_single(method, model, concept, seed, stage))
-            continue
-        with rebased(model, edits[-1]):
-            following = _single(method, model, concept, seed, stage)
-            edits.append(followed(model, edits[-1], following))
+    if getattr(method, "joint_only", False):
+        raise ValueError(f"schedule={schedule}: {method.name} gives one edit whatever the concepts; say schedule=joint")
+    if schedule == "merged":
+        singles = [_single(method, model, concept, seed, stage) for concept in concepts]
+        return [_described(merged(model, singles), schedule, concepts, singles)]
+    edits, singles = [], []
+    for number, concept in enumerate(concepts, start=1):
+        with rebased(model, edits[-1]) if edits else contextlib.nullcontext():
+            singles.append(_single(method, model, concept, seed, stage))
+            edit = followed(model, edits[-1], singles[-1]) if edits else singles[-1]
+        edits.append(_described(edit, schedule, concepts[:number], singles))
     return edits
 
 
 def _single(method: Method, model: DiffusionModel, concept: Concept, seed: int, stage: Stage) -> Edit:
+    """The edit of one concept on the model as it is; one without effect is refused here, where its concept is known."""
     try:
-        return method.edit(model, [concept], seed, stage)
+        edit = method.edit(model, [concept], seed, stage)
+        if edit.kind != "none":
+            edit.require_effect(model)
     except NoEffectError as error:
         raise NoEffectError(f"{concept.name}: {error}") from error
+    return edit
+
+
+def _described(edit: Edit, schedule: str, concepts: Sequence[Concept], singles: Sequence[Edit]) -> Edit:
+    """The edit with information about all of its concepts instead of the last one's."""
+    last = singles[-1].info
+    info = {key: last[key] for key in ("method", "version", "config") if key in last}
+    info |= {
+        "base": edit.base,
+        "schedule": schedule,
+        "concepts": [{"name": concept.name, "kind": concept.kind} for concept in concepts],
+        "parts": [single.info for single in singles],
+    }
+    return Edit(edit.kind, edit.tensors, info)
 
 
 @contextlib.contextmanager
@@ -92,8 +112,9 @@ def followed(model: DiffusionModel, first: Edit, second: Edit) -> Edit:
     """
     second.check(model)
     info = {**second.info, "base": first.base}
-    if second.kind == "none":
-        return Edit(first.kind, first.tensors, info)
+    if "none" in (first.kind, second.kind):
+        kept = first if second.kind == "none" else second
+        return Edit(kept.kind, kept.tensors, info)
     if first.kind == second.kind == "mask":
         return Edit("mask", _union([first, second]), info)
     names = first.tensors.keys() | second.tensors.keys()
@@ -109,6 +130,9 @@ def merged(model: DiffusionModel, edits: Sequence[Edit]) -> Edit:
     Sums are taken in float64 and rounded once to the weights' type.
     """
     info = edits[-1].info
+    edits = [edit for edit in edits if edit.kind != "none"]
+    if not edits:
+        return Edit("none", {}, info)
     if all(edit.kind == "mask" for edit in edits):
         return Edit("mask", _union(edits), info)
     changes: dict[str, torch.Tensor] = {}

@@ -18,6 +18,7 @@ from harness.weights import ModelNotFound, UnsafeWeightsError
 CONCEPTS = [Concept(f"thing {i}", "object") for i in range(10)]
 CONF = Path(__file__).resolve().parents[1] / "conf"
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
 
 
 def no_stage(*_):
@@ -99,6 +100,43 @@ def test_a_folder_that_changes_more_than_the_unet_is_refused(random_sd_model, tm
     ) as e:
         edit(random_sd_model, folder)
     assert one_line(e)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        (SCHEDULER_FILE, {"prediction_type": "v_prediction"}, "prediction_type='v_prediction'.*'epsilon'"),
+        (SCHEDULER_FILE, {"beta_schedule": "linear"}, "beta_schedule='linear'.*'scaled_linear'"),
+        # Without the key: the class's default.
+        (SCHEDULER_FILE, {"beta_end": None}, r"beta_end=0\.02, the model has 0\.012"),
+        (SCHEDULER_FILE, {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True}, "zero_snr=True"),
+        (SCHEDULER_FILE, {"_class_name": "NoScheduler"}, "no class of diffusers: 'NoScheduler'"),
+        ("unet/config.json", {"attention_head_dim": 4}, "attention_head_dim=4, the model has 8"),
+        ("unet/config.json", {"act_fn": "gelu"}, "act_fn='gelu'"),
+    ],
+)
+def test_a_folder_with_other_settings_is_refused(random_sd_model, tmp_path, file, change, words):
+    path = export(random_sd_model, mask_edit(random_sd_model), tmp_path / "edited") / file
+    given = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in given.items() if value is not None}))
+    with pytest.raises(ValueError, match=words) as caught:
+        edit(random_sd_model, tmp_path / "edited")
+    assert one_line(caught)
+
+
+def test_settings_that_change_nothing_are_no_difference(random_sd_model, tmp_path):
+    made = mask_edit(random_sd_model)
+    folder = export(random_sd_model, made, tmp_path / "edited")
+    before = edit(random_sd_model, folder)
+    for name, change in (
+        ("unet/config.json", {"_diffusers_version": "0.6.0", "_name_or_path": "a", "upcast_attention": None}),
+        (SCHEDULER_FILE, {"_class_name": "DDIMScheduler", "clip_sample": False, "skip_prk_steps": 1}),
+    ):
+        given = json.loads((folder / name).read_text()) | change
+        if name.startswith("unet"):
+            del given["time_embedding_type"]
+        (folder / name).write_text(json.dumps(given))
+    assert edit(random_sd_model, folder).fingerprint == before.fingerprint
 
 
 def test_a_folder_of_another_model_or_an_incomplete_one_is_refused(random_sd_model, random_sdxl_folder, tmp_path):

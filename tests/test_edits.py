@@ -26,8 +26,9 @@ class Stages:
         for concept in concepts:
             stage("toy.one", {"concept": concept.name}, lambda: work(10))
         stage("toy.all", {"concepts": [concept.name for concept in concepts], "seed": seed}, lambda: work(1))
-        weight = next(iter(model.layers("ffn2").values())).weight
-        return Edit.make("mask", {name(model): torch.ones_like(weight, dtype=torch.bool)}, model)
+        mask = torch.zeros_like(next(iter(model.layers("ffn2").values())).weight, dtype=torch.bool)
+        mask[:, [ord(concept.name) for concept in concepts]] = True
+        return Edit.make("mask", {name(model): mask}, model)
 
 
 def name(model) -> str:

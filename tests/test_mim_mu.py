@@ -168,6 +168,22 @@ def test_bfloat16_trains(random_sd_model):
     assert set(edit(random_sd_model, precision="bfloat16").tensors) == set(parameter_names(random_sd_model, "xattn"))
 
 
+def test_a_rollout_decides_where_there_is_one(random_sd_model):
+    """Seen in the key of the scratch folder: work that was begun under other settings is not taken up."""
+
+    def key(**settings):
+        stage = Stage()
+        stage.scratch = lambda name, key: keys.append(key) or None
+        keys = []
+        edit(random_sd_model, stage=stage, epochs=1, images=1, **settings)
+        return keys[0]
+
+    other = {"rollout": Sampler("dpm++", 2, 3.0), "rollout_by": "trained"}
+    assert key() == key(**other)
+    assert key(variant="B3") != key(variant="B3", rollout_by="trained")
+    assert key(variant="B3") != key(variant="B3", rollout=other["rollout"])
+
+
 def test_a_killed_edit_goes_on_as_if_it_had_not_been(random_sd_model, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 0)
@@ -232,11 +248,31 @@ def test_pictures_may_come_from_a_folder(random_sd_model, tmp_path: Path):
         edit(random_sd_model, CONCEPTS, folder=str(tmp_path))
 
 
+def test_the_content_decides(tmp_path: Path):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "tench").mkdir(parents=True)
+        Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / folder / "tench" / "1.png")
+
+    def content(folder):
+        return MiMMU(**QUICK, folder=str(tmp_path / folder)).content
+
+    assert MiMMU(**QUICK).content is None
+    first = content("a")
+    assert len(first) == 64 and first == content("b")
+    (tmp_path / "b" / "notes.txt").write_text("no picture")
+    assert content("b") == first
+    Image.new("RGB", (8, 8), (30, 20, 10)).save(tmp_path / "b" / "tench" / "1.png")
+    assert content("b") != first
+    (tmp_path / "a" / "tench").rename(tmp_path / "a" / "church")
+    assert content("a") != first
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"variant": "B4"}, "B4"),
-        ({"rollout": Sampler("euler", 4, 3.0)}, "euler"),
+        ({"variant": "B2", "rollout": Sampler("euler", 4, 3.0)}, "euler"),
+        ({"variant": "B3", "rollout": Sampler("pndm", 4, 3.0)}, "pndm"),
         ({"rollout_by": "teacher"}, "teacher"),
         ({"templates": ["a fish"]}, "mim_mu: a template"),
         ({"epochs": 0}, "mim_mu: epochs"),
@@ -265,5 +301,7 @@ def test_configurations():
     preset, default = method("model=sdxl", "task=imagenette")
     assert preset == "" and (default.variant, default.epochs, default.parameters) == ("B1", 30, "xattn")
     assert default == MiMMU()
+    _, pndm = method("sampler=pndm50")
+    assert pndm.variant == "B1" and pndm.rollout.name == "pndm", "B1 never rolls out"
     preset, tiny = method("method.variant=B3")
     assert preset == "tiny" and tiny.rollout.name == tiny.sampler.name == "dpm++" and tiny.variant == "B3"

@@ -142,7 +142,7 @@ def test_reading_refuses_other_layouts(tmp_path):
     path = _record().write(tmp_path)
     data = json.loads(path.read_text())
     for changed, message in (
-        ({**data, "schema": 2}, "schema 2 is not known"),
+        ({**data, "schema": 3}, "schema 3 is not known"),
         ({k: v for k, v in data.items() if k != "cost"}, "'cost' is missing"),
         ({**data, "wandb": 1}, "'wandb' is not part of schema"),
         ([], "not a list"),

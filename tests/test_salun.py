@@ -237,6 +237,25 @@ def test_pictures_may_come_from_folders(random_sd_model, tmp_path: Path):
         edit(random_sd_model, **folders, retain_prompts=["a road", "a beach"])
 
 
+def test_the_content_decides(tmp_path: Path):
+    for folder in ("a", "b"):
+        (tmp_path / folder / "tench").mkdir(parents=True)
+        Image.new("RGB", (8, 8), (10, 20, 30)).save(tmp_path / folder / "tench" / "1.png")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+
+    def content(forget=None, retain=None):
+        return SalUn(**QUICK, forget_folder=forget, retain_folder=retain).content
+
+    assert content() is None
+    first = content(a)
+    assert len(first) == 64 and first == content(b)
+    assert len({first, content(None, a), content(a, a)}) == 3
+    Image.new("RGB", (8, 8), (30, 20, 10)).save(tmp_path / "b" / "tench" / "1.png")
+    assert content(b) != first and content(a, b) != content(b, a)
+    (tmp_path / "a" / "tench" / "1.png").rename(tmp_path / "a" / "tench" / "2.png")
+    assert content(a) != first
+
+
 def test_pseudo_prompts():
     def pairs(concepts=CONCEPTS, **settings):
         return SalUn(**QUICK | settings).pairs(concepts)

@@ -283,6 +283,30 @@ def test_edits_without_effect_say_why(random_sd_model):
         edit(random_sd_model, [])
 
 
+def test_broken_numbers_are_not_handed_on(random_sd_model, monkeypatch):
+    layer = next(iter(random_sd_model.layers("cross_k").values()))
+    old = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"uce: .*attn2\.to_k: NaN or infinity") as caught:
+        edit(random_sd_model)
+    assert "\n" not in str(caught.value)
+    with torch.no_grad():
+        layer.weight.copy_(old)
+    monkeypatch.setattr("baselines.uce.solve", lambda weights, *_, **__: {n: w / 0 for n, w in weights.items()})
+    with pytest.raises(FloatingPointError, match=r"uce: the new .*: NaN or infinity"):
+        edit(random_sd_model)
+    sound = last_token_rows
+
+    def broken(model, texts):
+        return sound(model, texts) / (0 if "owl" in texts else 1)
+
+    monkeypatch.setattr("baselines.uce.last_token_rows", broken)
+    for settings in ({"concepts": [Concept("owl", "object")]}, {"preserve": ["owl"]}):
+        with pytest.raises(FloatingPointError, match="uce: text features: NaN or infinity"):
+            edit(random_sd_model, **settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
