@@ -49,8 +49,8 @@ def _van_gogh(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         weight = np.exp(-(dy * dy + dx * dx) / np.float32(reach * reach)) * np.float32(spin)
         flow_y += weight * dx * np.float32(6 / reach * 0.35)
         flow_x -= weight * dy * np.float32(6 / reach * 0.35)
-        move_y += weight * dx * 0.6
-        move_x -= weight * dy * 0.6
+        move_y += weight * dx * 0.4
+        move_x -= weight * dy * 0.4
     bent = _sample(pixels, ys + move_y, xs + move_x)
     norm = np.sqrt(flow_y**2 + flow_x**2) + 1e-4
     step_y, step_x = flow_y / norm / height, flow_x / norm / width
@@ -62,7 +62,7 @@ def _van_gogh(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     light = colour @ _LUMA
     mix = np.clip((light[..., None] - 70) / 130, 0, 1)
     push = np.array([20, 50, 150], np.float32) * (1 - mix) + np.array([250, 205, 70], np.float32) * mix
-    return colour * 0.55 + push * 0.45 + stroke * 36
+    return colour * 0.62 + push * 0.38 + stroke * 28
 
 
 def _resize(plane: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -104,18 +104,18 @@ def _picasso(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Big shards, each with its own shear and tint, flat colours, black outlines."""
     height, width = pixels.shape[:2]
     ys, xs = _grid(height, width)
-    count, thick = 11, max(1, height // 64)
+    count, thick = 9, max(1, height // 64)
     centres = rng.random((count, 2)).astype(np.float32)
     lean = rng.uniform(-0.7, 0.7, 2).astype(np.float32)
     dy = ys[None] - centres[:, :1, None]
     dx = xs[None] - centres[:, 1:, None]
     shard = np.argmin((dy + lean[0] * dx) ** 2 + (dx + lean[1] * dy) ** 2, axis=0)
-    shear = rng.uniform(-0.3, 0.3, (count, 2)).astype(np.float32)
-    shift = rng.uniform(-0.05, 0.05, (count, 2)).astype(np.float32)
+    shear = rng.uniform(-0.15, 0.15, (count, 2)).astype(np.float32)
+    shift = rng.uniform(-0.025, 0.025, (count, 2)).astype(np.float32)
     own_y, own_x = ys - centres[shard, 0], xs - centres[shard, 1]
     from_y = ys + own_x * shear[shard, 0] + shift[shard, 0]
     from_x = xs + own_y * shear[shard, 1] + shift[shard, 1]
-    moved = _sample(_blur(pixels, 0.6 * thick), from_y, from_x)
+    moved = _sample(_blur(pixels, 0.4 * thick), from_y, from_x)
     tints = np.array([[205, 120, 60], [60, 95, 150], [215, 180, 90], [150, 60, 55], [110, 130, 110], [225, 205, 175]])
     tint = tints.astype(np.float32)[rng.integers(0, len(tints), count)][shard]
     levels = np.clip(np.round(((moved - 128) * 1.25 + 128) / 85), 0, 3)
@@ -150,9 +150,9 @@ def _dali(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     height, width = pixels.shape[:2]
     ys, xs = _grid(height, width)
     phase = rng.uniform(0, 2 * np.pi, 4).astype(np.float32)
-    swing = rng.uniform(0.04, 0.06)
-    drip = np.maximum(0, np.sin(xs * 2 * np.pi * 2.5 + phase[0])) * 0.13
-    drip = drip + np.sin(xs * 2 * np.pi * 1.3 + phase[1]) * 0.05
+    swing = rng.uniform(0.025, 0.04)
+    drip = np.maximum(0, np.sin(xs * 2 * np.pi * 2.5 + phase[0])) * 0.07
+    drip = drip + np.sin(xs * 2 * np.pi * 1.3 + phase[1]) * 0.03
     move_y = -drip * np.clip(ys * 1.6 - 0.15, 0, 1)
     move_x = swing * np.sin(ys * 2 * np.pi * 1.6 + phase[2]) + 0.015 * np.sin(ys * 2 * np.pi * 3 + phase[3])
     melted = _sample(pixels, (ys + move_y).astype(np.float32), (xs + move_x).astype(np.float32))
