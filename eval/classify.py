@@ -1,8 +1,11 @@
 """Classification accuracy: what a judge still names (forget accuracy) and what it names after all (preserve accuracy).
 
-Scoring is by class index, top-1. The names of a judge's labels are compared as a whole without regard to case when a
-task's class is looked up; the published containment rule, under which a "gar" counts as a garbage truck, is not used.
-Every row keeps the five best indices, so other rules can be replayed without new pictures.
+Scoring is by class index, top-1: a picture counts as its class if the judge's best label is the class's own name or one
+of the labels that the task accepts for it (`Task.accepted`). Names are compared as a whole without regard to case. The
+containment rule of published code, under which a "gar" counts as a garbage truck, is there for parity only.
+
+Rows hold what the judge says, with the five best labels; rules are applied when they are summed up, so another rule or
+other accepted labels need neither new pictures nor a new look at them.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from typing import TYPE_CHECKING, ClassVar
 import pandas as pd
 
 from .stats import Interval, macro_mean, overall_score, wilson
-from .values import ALL, Judge, Value, check_images
+from .values import ALL, Judge, Value, by_class, check_images
 
 if TYPE_CHECKING:
     from harness.generate import ImageSet
     from harness.task import Task
 
 TOP = 5
+RULES = ("index", "containment")
 
 
 def class_index(name: str, labels: tuple[str, ...], judge: str) -> int:
@@ -39,6 +43,12 @@ def class_index(name: str, labels: tuple[str, ...], judge: str) -> int:
     raise ValueError(f"{judge} has no label {name!r} among its {len(labels)}{hint}")
 
 
+def contained(name: str, label: str) -> bool:
+    """The rule of FIA's and ScaPre's released code: in lower case, one of the two strings contains the other."""
+    name, label = name.lower(), label.lower()
+    return name in label or label in name
+
+
 @dataclass
 class Classify:
     """Accuracy of one judge's head on the pictures of the task's classes.
@@ -47,50 +57,65 @@ class Classify:
         judge: The classifier.
         set: The prompt set that is scored; its rows' `label` is the class asked for.
         head: Which of the judge's heads; the first one if left out. Ids name it only where it is not the first.
+        rule: When a label counts as a class: `index` (see above), or `containment` (`contained`; accepted labels do not
+            enter), which ids name.
     """
 
     judge: Judge
     set: str = "classes"
     head: str | None = None
-    version: ClassVar[int] = 1
+    rule: str = "index"
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         heads = tuple(self.judge.labels)
         self.head = self.head or heads[0]
         if self.head not in heads:
             raise ValueError(f"{self.judge.id} has the heads {', '.join(heads)}; head={self.head!r} is none of them")
+        if self.rule not in RULES:
+            raise ValueError(f"rule={self.rule!r} of a classification is none of {', '.join(RULES)}")
 
     @property
-    def scorer(self) -> str:
-        """The part of every id that says who judged."""
+    def _judge_and_head(self) -> str:
         first = next(iter(self.judge.labels))
         return self.judge.id if self.head == first else f"{self.judge.id}/{self.head}"
 
     @property
+    def scorer(self) -> str:
+        """The part of every value's id that says who judged, and by which rule where it is not the index."""
+        return self._judge_and_head if self.rule == "index" else f"{self._judge_and_head}/{self.rule}"
+
+    @property
     def id(self) -> str:
-        return f"classify/{self.scorer}"
+        """Of the rows, which all rules share."""
+        return f"classify/{self._judge_and_head}"
 
     @property
     def fingerprint(self) -> str:
         return self.judge.fingerprint
 
+    def check(self, task: Task) -> None:
+        """Raise ValueError unless the judge knows every class of the task, before a picture is made."""
+        for name in (*task.forget, *task.keep):
+            try:
+                self._indices(name, task)
+            except ValueError as error:
+                raise ValueError(f"task {task.name}: {error}; choose another task, or a suite that judges it") from None
+
     def rows(self, images: ImageSet, reference: ImageSet | None = None) -> pd.DataFrame:
-        """Columns: label, target (index), predicted (index), predicted_name, correct, probability of the target, top5
-        (indices, best first, joined by spaces) and `draw` (prompt and seed: equal where a picture is the same)."""
+        """Columns: label (of the class asked for), predicted (index), predicted_name, probability (of the predicted),
+        top5 (indices, best first, joined by blanks) and `draw` (prompt and seed: equal where a picture is the same)."""
         check_images(images)
         labels, rows = self.judge.labels[self.head], images.prompts.rows
-        targets = [class_index(row.label, labels, self.judge.id) for row in rows]
-        logits = self.judge.logits(images.images)[self.head].double()
-        best = logits.topk(min(TOP, len(labels)), dim=1).indices
-        probability = logits.softmax(1)
+        chances = self.judge.logits(images.images)[self.head].double().softmax(1)
+        scores, best = chances.topk(min(TOP, len(labels)), dim=1)
+        predicted = best[:, 0].tolist()
         return pd.DataFrame(
             {
                 "label": [row.label for row in rows],
-                "target": targets,
-                "predicted": best[:, 0].tolist(),
-                "predicted_name": [labels[i] for i in best[:, 0].tolist()],
-                "correct": [int(i == target) for i, target in zip(best[:, 0].tolist(), targets)],
-                "probability": [float(probability[i, target]) for i, target in enumerate(targets)],
+                "predicted": predicted,
+                "predicted_name": [labels[i] for i in predicted],
+                "probability": scores[:, 0].tolist(),
                 "top5": [" ".join(map(str, line)) for line in best.tolist()],
                 "draw": [f"{row.seed} {row.prompt}" for row in rows],
             },
@@ -101,25 +126,16 @@ class Classify:
         """Forget and preserve accuracy by class and as macro means, and the overall score where there are both.
 
         Raises:
-            ValueError: A class of the task has no picture, or a picture's class belongs to no side of the task.
+            ValueError: A class of the task has no picture or no label, or a picture's class belongs to no side of it.
         """
-        sides = {
-            "forget_accuracy": ([concept.name for concept in task.concepts], False),
-            "preserve_accuracy": (list(task.keep), True),
-        }
-        by_class = {label.casefold(): part for label, part in rows.groupby("label", sort=False)}
-        known = {name.casefold() for names, _ in sides.values() for name in names}
-        strange = [part["label"].iloc[0] for label, part in by_class.items() if label not in known]
-        if strange:
-            raise ValueError(f"task {task.name!r} neither forgets nor keeps {', '.join(map(repr, strange))}")
+        sides = {"forget_accuracy": (task.forget, False), "preserve_accuracy": (task.keep, True)}
+        parts = self.judged(rows, task)
         values: list[Value] = []
         means: dict[str, tuple[Interval, int]] = {}
         for family, (names, better) in sides.items():
             counts, n = [], 0
             for name in names:
-                if name.casefold() not in by_class:
-                    raise ValueError(f"task {task.name!r} has no picture of {name!r} in the set {self.set!r}")
-                part = by_class[name.casefold()]
+                part = parts[name]
                 counts.append(count(part))
                 n += len(part)
                 values.append(Value(f"{family}/{self.scorer}", name, *_first(wilson(*counts[-1]), len(part)), better))
@@ -131,6 +147,20 @@ class Classify:
             score = overall_score(preserve, forget)
             values.append(Value(f"overall_score/{self.scorer}", ALL, *_first(score, n_forget + n_keep), True))
         return values
+
+    def judged(self, rows: pd.DataFrame, task: Task) -> dict[str, pd.DataFrame]:
+        """The rows of every class of the task, with `correct`: 1 where the judge's best label counts as the class."""
+        return {
+            name: part.assign(correct=part["predicted"].isin(self._indices(name, task)).astype(int))
+            for name, part in by_class(rows, task, self.set).items()
+        }
+
+    def _indices(self, name: str, task: Task) -> set[int]:
+        """The indices that count as the class, under the rule."""
+        labels = self.judge.labels[self.head]
+        if self.rule == "containment":
+            return {i for i, label in enumerate(labels) if contained(name, label)}
+        return {class_index(label, labels, self.judge.id) for label in task.accepted.get(name, (name,))}
 
 
 def count(part: pd.DataFrame) -> tuple[float, int]:

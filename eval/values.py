@@ -49,7 +49,8 @@ class Metric(Protocol):
     used.
 
     A metric that compares with other pictures than the unedited model's also has `photos` and `references`, and takes
-    their rows as `photo_rows` of `summarise`: see `eval.fid.Fid`.
+    their rows as `photo_rows` of `summarise`: see `eval.fid.Fid`. A metric that needs something of the user's has
+    `check(task)`, which is called before anything is computed and raises ValueError where that is missing.
     """
 
     id: str
@@ -109,6 +110,23 @@ def check_images(images: ImageSet) -> None:
         raise ValueError(
             f"prompt set {images.prompts.name!r} has {len(images.prompts.rows)} rows but {len(images.images)} images"
         )
+
+
+def by_class(rows: pd.DataFrame, task: Task, set: str) -> dict[str, pd.DataFrame]:
+    """The rows (column `label`) of every class that the task forgets or keeps, by the task's name for it.
+
+    Raises:
+        ValueError: A class of the task has no picture, or a picture's class belongs to no side of the task.
+    """
+    parts = {label.casefold(): part for label, part in rows.groupby("label", sort=False)}
+    names = (*task.forget, *task.keep)
+    strange = [part["label"].iloc[0] for label, part in parts.items() if label not in {n.casefold() for n in names}]
+    if strange:
+        raise ValueError(f"task {task.name!r} neither forgets nor keeps {', '.join(map(repr, strange))}")
+    for name in names:
+        if name.casefold() not in parts:
+            raise ValueError(f"task {task.name!r} has no picture of {name!r} in the set {set!r}")
+    return {name: parts[name.casefold()] for name in names}
 
 
 def paired(

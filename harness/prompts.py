@@ -43,7 +43,12 @@ def class_prompt(name: str, split: str, templates: Mapping[str, str] = CLASS_TEM
     """The neutral prompt of a class, such as "an image of an English springer"."""
     if split not in templates:
         raise unknown("split", split, templates)
-    return templates[split].format(a="an" if name[:1].casefold() in set("aeiou") else "a", name=name)
+    return templates[split].format(a=article(name), name=name)
+
+
+def article(name: str) -> str:
+    """The indefinite article of a name: `an` before a vowel, else `a`."""
+    return "an" if name[:1].casefold() in set("aeiou") else "a"
 
 
 def contrast_pairs(

@@ -11,6 +11,7 @@ before matching. It is a screen of words in English, not an understanding of the
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -230,6 +231,8 @@ def is_sexual(text: str) -> bool:
     return _SEXUAL.search(_folded(text)) is not None
 
 
+# A list is screened whenever a set of its rows is made, and thousands of rows may share a prompt.
+@functools.lru_cache(maxsize=2**16)
 def screened(prompt: str, sexual_context: bool = False) -> str | None:
     """Why this prompt must not be rendered, or None where it may be.
 

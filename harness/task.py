@@ -9,7 +9,6 @@ Splits: settings are chosen on `tuning` and reported on `test`. The two use diff
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +20,13 @@ from . import sources
 from .names import unknown
 from .prompts import CLASS_TEMPLATES, KINDS, class_prompt
 from .screen import is_sexual, require_unscreened, screen_rows
+from .seeds import own_seed
 from .store import content_key
 
 SPLITS = ("tuning", "test")
-PROMPTS = ("neutral", "A", "B")
+# Published lists with a `class` column, by the name that tasks and metric ids give them.
+PUBLISHED = {"A": "imagenette_a", "B": "imagenette_b", "diversi50": "diversi50"}
+PROMPTS = ("neutral", *PUBLISHED)
 MAX_NAME = 200  # characters; a longer "concept" is a pasted prompt or a mistake
 # Starting noise has 32 bits of seed (`DiffusionModel.latents`), and pictures of a class share their prompt: the chance
 # that two of them are the same is 1 % among 10,000 and one half among 77,000. Row ids have as many digits.
@@ -77,6 +79,8 @@ class Row:
     def __post_init__(self) -> None:
         if not self.id:
             raise ValueError(f"the row with prompt {self.prompt!r} has an empty id")
+        if not isinstance(self.prompt, str):  # a table reader's NaN
+            raise ValueError(f"row {self.id}: the prompt {self.prompt!r} is not text")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise ValueError(f"row {self.id}: seed {self.seed!r} is not an integer from 0 to 2^63 - 1")
 
@@ -90,12 +94,15 @@ class PromptSet:
         rows: with unique ids.
         screened: how many rows of the source the screen dropped.
         sexual_context: the rows belong to a task about explicit content, so the screen was strict.
+        source: the published list that the rows are from, which the ids of their metrics then name; empty for prompts
+            of our own and for a suite's own captions.
     """
 
     name: str
     rows: tuple[Row, ...]
     screened: int = 0
     sexual_context: bool = False
+    source: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(self.rows))
@@ -108,18 +115,23 @@ class PromptSet:
 
     @classmethod
     def build(
-        cls, name: str, rows: Sequence[Row], sexual_context: bool = False, already_screened: int = 0
+        cls,
+        name: str,
+        rows: Sequence[Row],
+        sexual_context: bool = False,
+        already_screened: int = 0,
+        source: str = "",
     ) -> PromptSet:
         """A set of the rows that pass the screen; the others are counted, on top of `already_screened`."""
         kept, dropped = screen_rows(rows, sexual_context)
         dropped += already_screened
         if not kept:
             raise ValueError(f"prompt set {name} is empty ({dropped} rows were refused by the prompt screen)")
-        return cls(name, tuple(kept), dropped, sexual_context)
+        return cls(name, tuple(kept), dropped, sexual_context, source)
 
     @cached_property
     def key(self) -> str:
-        """Hex sha256 over the rows; neither the set's name nor the screened count enters."""
+        """Hex sha256 over the rows; neither the set's name and source nor the screened count enter."""
         return content_key([asdict(row) for row in self.rows])
 
     def __len__(self) -> int:
@@ -145,7 +157,7 @@ class PromptSet:
         return self._subset(self.rows[:n])
 
     def _subset(self, rows: Sequence[Row]) -> PromptSet:
-        return PromptSet(self.name, tuple(rows), 0, self.sexual_context)
+        return PromptSet(self.name, tuple(rows), 0, self.sexual_context, self.source)
 
 
 @dataclass
@@ -160,6 +172,9 @@ class Task:
         keep: class names that must survive.
         sets: prompt sets by name: `classes` (forgotten and kept classes), `quality` (captions).
         metrics: instances from the suite's config.
+        accepted: by class name, the labels of a judge that all count as this class; a class that is not in it has the
+            label of its own name.
+        unkept: names of the sets whose pictures are scored in memory and never stored.
     """
 
     name: str
@@ -169,6 +184,8 @@ class Task:
     keep: tuple[str, ...] = ()
     sets: dict[str, PromptSet] = field(default_factory=dict)
     metrics: tuple[Any, ...] = ()
+    accepted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unkept: tuple[str, ...] = ()
 
     @property
     def forget(self) -> tuple[str, ...]:
@@ -198,6 +215,8 @@ def class_task(
     prompts: str = "neutral",
     classes: Sequence[str] | None = None,
     templates: Mapping[str, str] = CLASS_TEMPLATES,
+    keep_prompts: str | None = None,
+    accepted: Mapping[str, Sequence[str]] | None = None,
     quality: PromptSet | None = None,
     metrics: Sequence[Any] = (),
 ) -> Task:
@@ -216,11 +235,13 @@ def class_task(
         keep: names of classes that must survive.
         n: rows a class, at most MAX_PICTURES.
         split: tuning or test.
-        prompts: `neutral` (`class_prompt` with seeds of our own), `A` or `B` (the published Imagenette lists, whose
-            rows are test rows; see `sources`).
+        prompts: `neutral` (`class_prompt` with seeds of our own) or a published list, whose rows are test rows: `A` and
+            `B` (the two Imagenette lists, see `sources`), `diversi50` (ScaPre's fifty classes).
         classes: the names that exist, where they are known; a name is then matched regardless of case and written
             as it stands here.
         templates: neutral prompt of each split, with {a} and {name}.
+        keep_prompts: of the kept classes, where they are not in the list that `prompts` names; None: the same.
+        accepted: see `Task`; names that the task does not use are left out.
         quality: captions, from `quality_set`.
         metrics: kept for the pipeline.
 
@@ -231,8 +252,10 @@ def class_task(
         raise unknown("task.kind", kind, KINDS)
     if split not in SPLITS:
         raise unknown("task.split", split, SPLITS)
-    if prompts not in PROMPTS:
-        raise unknown("task.prompts", prompts, PROMPTS)
+    keep_prompts = prompts if keep_prompts is None else keep_prompts
+    for where, chosen in (("task.prompts", prompts), ("task.keep_prompts", keep_prompts)):
+        if chosen not in PROMPTS:
+            raise unknown(where, chosen, PROMPTS)
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PICTURES:
         raise ValueError(f"task.n={n!r}: the number of pictures a class is an integer from 1 to {MAX_PICTURES}")
     forget = _names("task.concepts", concepts, classes)
@@ -244,16 +267,46 @@ def class_task(
         raise ValueError(f"{sorted(both)[0]!r} is in task.concepts and in task.keep; a class is forgotten or kept")
     sets = {}
     if kind == "object":
-        rows = [row for item in (*forget, *kept) for row in _class_rows(item, n, split, prompts, templates)]
-        sets["classes"] = PromptSet.build("classes", rows, any(is_sexual(item) for item in forget))
+        rows = _rows(forget, n, split, prompts, templates) + _rows(kept, n, split, keep_prompts, templates)
+        source = prompts if prompts in PUBLISHED else ""
+        sets["classes"] = PromptSet.build("classes", rows, any(map(is_sexual, forget)), source=source)
     if quality is not None:
         # In a task about explicit content the screen is strict for captions too.
-        sets["quality"] = PromptSet.build("quality", quality.rows, kind == "explicit", quality.screened)
-    return Task(name, kind, split, tuple(Concept(item, kind) for item in forget), tuple(kept), sets, tuple(metrics))
+        sets["quality"] = PromptSet.build("quality", quality.rows, kind == "explicit", quality.screened, quality.source)
+    concepts = tuple(Concept(item, kind) for item in forget)
+    labels = _accepted(accepted or {}, [*forget, *kept])
+    return Task(name, kind, split, concepts, tuple(kept), sets, tuple(metrics), labels)
 
 
-def quality_set(provider: Provider, n: int, split: str) -> PromptSet | None:
-    """Captions from a suite's provider; None where `n` is 0.
+def nested_task(name: str, classes: Sequence[str], size: int, keep: Sequence[str], **settings: Any) -> Task:
+    """A `class_task` that forgets the first `size` of `classes`: every smaller task of the order lies in the larger."""
+    forget = _first("task.size", size, classes, len(classes))
+    return class_task(name, concepts=forget, keep=keep, **settings)
+
+
+def x_vs_y_task(name: str, classes: Sequence[str], x: int, **settings: Any) -> Task:
+    """A `class_task` that forgets the first `x` of `classes` and keeps all others (FIA, figure 4)."""
+    forget = _first("task.x", x, classes, len(classes) - 1)
+    return class_task(name, concepts=forget, keep=classes[x:], **settings)
+
+
+def caption_list(suite: Mapping[str, Any], name: str | None) -> Any:
+    """The configured provider of a suite's captions: its own, or the published list that `quality.list` names.
+
+    Raises:
+        ValueError: the suite has no such list.
+    """
+    if name is None:
+        return suite["captions"]
+    lists = suite.get("lists") or {}
+    if name not in lists:
+        has = f"its lists are {', '.join(sorted(lists))}" if lists else "it has only its own captions"
+        raise ValueError(f"quality.list={name}: the suite {suite['name']} has no such list; {has}")
+    return lists[name]
+
+
+def quality_set(provider: Provider, n: int, split: str, source: str = "") -> PromptSet | None:
+    """Captions from one of a suite's providers; None where `n` is 0. For `source` see `PromptSet`.
 
     Raises:
         ValueError: n is out of range, or the provider returned another number of captions.
@@ -266,7 +319,8 @@ def quality_set(provider: Provider, n: int, split: str) -> PromptSet | None:
     captions = list(provider(n, split))
     if len(captions) != n:
         raise ValueError(f"quality.n={n}: the suite's captions have only {len(captions)} rows in the {split} split")
-    return PromptSet.build("quality", [Row(f"{split}/{i:05d}", text, seed) for i, (text, seed) in enumerate(captions)])
+    rows = [Row(f"{split}/{i:05d}", text, seed) for i, (text, seed) in enumerate(captions)]
+    return PromptSet.build("quality", rows, source=source)
 
 
 def check_captions(n: int) -> None:
@@ -276,30 +330,45 @@ def check_captions(n: int) -> None:
 
 
 def class_seed(split: str, name: str, index: int) -> int:
-    """Seed of a class's picture: 63 bits of a sha256, so no two of any split, class and index are likely to meet."""
-    digest = hashlib.sha256(f"{split}\n{name.casefold()}\n{index}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    """Seed of a class's picture, whatever the case of the class's name."""
+    return own_seed(split, name.casefold(), str(index))
 
 
-def _class_rows(name: str, n: int, split: str, prompts: str, templates: Mapping[str, str]) -> list[Row]:
+def _rows(names: Sequence[str], n: int, split: str, prompts: str, templates: Mapping[str, str]) -> list[Row]:
+    """`n` rows of each class; `prompts` is neutral or a published list."""
     if prompts == "neutral":
-        text = class_prompt(name, split, templates)
         return [
-            Row(f"{split}/{_slug(name)}/{index:04d}", text, class_seed(split, name, index), label=name)
+            Row(
+                f"{split}/{slug(name)}/{index:04d}",
+                class_prompt(name, split, templates),
+                class_seed(split, name, index),
+                label=name,
+            )
+            for name in names
             for index in range(n)
         ]
     if split != "test":
         raise ValueError(f"task.prompts={prompts} is a published test list; choose settings with task.prompts=neutral")
-    published = sources.rows(f"imagenette_{prompts.lower()}")
-    rows = [row for row in published if row["class"].casefold() == name.casefold()]
-    if not rows:
-        raise unknown(f"class in the published list {prompts}", name, {row["class"] for row in published})
+    if not names:
+        return []
+    by_class: dict[str, list[dict[str, str]]] = {}
+    for row in sources.rows(PUBLISHED[prompts]):
+        by_class.setdefault(row["class"].casefold(), []).append(row)
+    return [row for name in names for row in _published_rows(name, n, prompts, by_class)]
+
+
+def _published_rows(name: str, n: int, prompts: str, by_class: Mapping[str, Sequence[dict[str, str]]]) -> list[Row]:
+    """The first `n` rows of a class."""
+    if name.casefold() not in by_class:
+        written = {rows[0]["class"] for rows in by_class.values()}
+        raise unknown(f"class in the published list {prompts}", name, written)
+    rows = by_class[name.casefold()]
     if n > len(rows):
         raise ValueError(f"task.n={n}: the published list {prompts} has {len(rows)} rows of {name!r}")
     # Seeds repeat inside a class of these lists; only the case number tells its rows apart.
     return [
         Row(
-            f"{prompts}/{_slug(name)}/{int(row['case_number']):04d}",
+            f"{prompts}/{slug(name)}/{int(row['case_number']):04d}",
             row["prompt"],
             int(row["evaluation_seed"]),
             label=name,
@@ -308,7 +377,26 @@ def _class_rows(name: str, n: int, split: str, prompts: str, templates: Mapping[
     ]
 
 
-def _slug(name: str) -> str:
+def _first(where: str, size: object, classes: Sequence[str], most: int) -> Sequence[str]:
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
+        raise ValueError(f"{where}={size!r}: how many of the {len(classes)} classes to forget, from 1 to {most}")
+    return classes[:size]
+
+
+def _accepted(accepted: Mapping[str, Sequence[str]], names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The accepted labels of the names that the task has, by the name as the task writes it."""
+    found = {}
+    written = {name.casefold(): name for name in names}
+    for name, labels in accepted.items():
+        if isinstance(labels, str) or not labels or not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"task.accepted: {name!r} has {labels!r}; write a list of labels, as in [beer bottle]")
+        if name.casefold() in written:
+            found[written[name.casefold()]] = tuple(labels)
+    return found
+
+
+def slug(name: str) -> str:
+    """A name as a part of row ids: `Van Gogh` -> `van-gogh`."""
     return re.sub(r"\s+", "-", name.strip().casefold())
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
-from eval.classify import Agreement, Classify, class_index
+from eval.classify import Agreement, Classify, class_index, contained
 from eval.resnet import ResNet50
 from eval.stats import wilson
 from eval.values import Metric
@@ -44,6 +48,12 @@ def pictures(*answers: tuple[str, int], seeds: list[int] | None = None) -> Image
     return ImageSet(PromptSet("classes", tuple(rows)), images, "key", len(rows), 0)
 
 
+def composed(name: str):
+    """A file of conf/task with one picture a class."""
+    with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf" / "task"), version_base="1.3"):
+        return compose(name, overrides=["n=1"])
+
+
 def task(forget: tuple[str, ...], keep: tuple[str, ...]) -> Task:
     return Task("test", "object", "test", tuple(Concept(name, "object") for name in forget), keep)
 
@@ -78,13 +88,67 @@ def test_rows_keep_what_other_rules_need_and_survive_a_csv(tmp_path) -> None:
     metric = Classify(Painted())
     rows = metric.rows(pictures(*ANSWERS), None)
     row = rows.loc["r4"]
-    assert (row.label, row.target, row.predicted, row.predicted_name, row.correct) == ("garbage truck", 1, 2, "gar", 0)
+    assert (row.label, row.predicted, row.predicted_name) == ("garbage truck", 2, "gar")
     assert row.top5.split()[0] == "2" and len(row.top5.split()) == 5
-    assert row.probability == pytest.approx(1 / (np.exp(4) + 7))
+    assert row.probability == pytest.approx(np.exp(4) / (np.exp(4) + 7))
     rows.to_csv(tmp_path / "rows.csv")
     again = pd.read_csv(tmp_path / "rows.csv", index_col=0)
     one = task(("tench", "garbage truck"), ("church", "golf ball"))
     assert metric.summarise(again, one) == metric.summarise(rows, one)
+
+
+def test_a_class_counts_by_every_label_that_the_task_accepts() -> None:
+    metric = Classify(Painted())
+    rows = metric.rows(pictures(("truck", 1), ("truck", 2), ("truck", 3), ("church", 3)), None)
+    one = task(("truck",), ("church",))
+    with pytest.raises(ValueError, match="no label 'truck'"):
+        metric.check(one)
+    one.accepted = {"truck": ("Garbage truck", "gar")}
+    metric.check(one)
+    found = {value.id: value.value for value in metric.summarise(rows, one) if value.subject == "all"}
+    assert found["forget_accuracy/painted"] == pytest.approx(2 / 3) and found["preserve_accuracy/painted"] == 1
+    one.accepted = {"truck": ("Garbage truck", "gas")}
+    with pytest.raises(ValueError, match="no label 'gas' among its 8"):
+        metric.check(one)
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "counts"),
+    [
+        ("garbage truck", "gar", True), ("Golf ball", "golf ball", True), ("Bus", "colobus", True),
+        ("ship", "hip", True), ("golf ball", "ballplayer", False), ("duck", "drake", False),
+    ],
+)  # fmt: skip
+def test_the_released_rule_is_containment_either_way(name: str, label: str, counts: bool) -> None:
+    assert contained(name, label) is counts
+
+
+def test_the_released_rule_is_replayed_from_the_same_rows() -> None:
+    index, released = Classify(Painted()), Classify(Painted(), rule="containment")
+    # One set of rows for both rules: the id that they are stored under does not name a rule.
+    assert (index.id, index.version, index.fingerprint) == (released.id, released.version, released.fingerprint)
+    rows = index.rows(pictures(("garbage truck", 1), ("garbage truck", 2), ("garbage truck", 3), ("duck", 3)), None)
+    one = task(("garbage truck", "duck"), ())
+    found = {(value.id, value.subject): value.value for value in released.summarise(rows, one)}
+    family = "forget_accuracy/painted/containment"
+    # A gar counts, and a name without a label can never be counted.
+    assert found == {
+        (family, "garbage truck"): pytest.approx(2 / 3), (family, "duck"): 0.0, (family, "all"): pytest.approx(1 / 3)
+    }  # fmt: skip
+    released.check(one)
+
+
+def test_the_released_rule_on_imagenet_accepts_what_the_protocol_lists() -> None:
+    """The labels that the rule accepts wrongly for Imagenette's classes, and names of FIA's list without any."""
+    labels = ResNet50().labels["object"]
+    accepted = {
+        name: {label for label in labels if contained(name, label)} - {name}
+        for name in ("garbage truck", "cassette player", "chain saw", "tench", "church", "duck", "sofa", "handbag")
+    }
+    assert accepted == {
+        "garbage truck": {"gar"}, "cassette player": {"cassette"}, "chain saw": {"chain"},
+        "tench": set(), "church": set(), "duck": set(), "sofa": set(), "handbag": set(),
+    }  # fmt: skip
 
 
 def test_overall_score_needs_both_sides() -> None:
@@ -107,8 +171,11 @@ def test_what_is_missing_or_strange_is_said() -> None:
         metric.summarise(rows, task(("tench",), ("church",)))
     with pytest.raises(ValueError, match="neither forgets nor keeps 'tench'"):
         metric.summarise(rows, task(("church",), ()))
-    with pytest.raises(ValueError, match="no label 'tensh' among its 8; near matches: tench"):
-        metric.rows(pictures(("tensh", 0)), None)
+    for call in (metric.check, lambda one: metric.summarise(metric.rows(pictures(("tensh", 0)), None), one)):
+        with pytest.raises(ValueError, match="no label 'tensh' among its 8; near matches: tench"):
+            call(task(("tensh",), ()))
+    with pytest.raises(ValueError, match="rule='contains' of a classification is none of index, containment"):
+        Classify(Painted(), rule="contains")
     with pytest.raises(ValueError, match="2 labels named 'crane'"):
         class_index("crane", NAMES, "painted")
     with pytest.raises(ValueError, match="head='icons' is none of them"):
@@ -147,6 +214,17 @@ def test_resnet_finds_the_imagenette_classes_by_their_published_index() -> None:
     assert judge.id != ResNet50("IMAGENET1K_V1").id
     with pytest.raises(ValueError, match="IMAGENET1K_V2 and IMAGENET1K_V1, not 'V2'"):
         ResNet50("V2")
+
+
+@pytest.mark.parametrize("name", ["imagenette", "imagenette_5v5", "imagenette_xvy", "diversi50", "fia50"])
+def test_resnet_knows_every_class_of_the_tasks_for_real_models(name: str) -> None:
+    Classify(ResNet50()).check(instantiate(composed(name)))
+
+
+def test_a_judge_that_lacks_a_class_says_so_before_any_picture() -> None:
+    with pytest.raises(ValueError, match="painted has no label 'burrito' among its 8") as caught:
+        Classify(Painted()).check(instantiate(composed("diversi50")))
+    assert "\n" not in str(caught.value)
 
 
 def test_resnet_uses_the_crop_of_its_weights(monkeypatch) -> None:

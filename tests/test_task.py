@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
@@ -11,7 +12,18 @@ from omegaconf import OmegaConf
 
 from harness.prompts import OBJECTS
 from harness.screen import MINOR_WORDS, SEXUAL_WORDS, ScreenedPromptError
-from harness.task import Concept, PromptSet, Row, class_seed, class_task, quality_set
+from harness.task import (
+    Concept,
+    PromptSet,
+    Row,
+    caption_list,
+    class_seed,
+    class_task,
+    nested_task,
+    quality_set,
+    x_vs_y_task,
+)
+from tinyworld import vocabulary
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 FIVE = ("garbage truck", "cassette player", "tench", "English springer", "chain saw")
@@ -86,7 +98,11 @@ def test_more_rows_begin_with_the_fewer_ones():
         ({"kind": "objects"}, "did you mean object"),
         ({"split": "train"}, "unknown task.split 'train'"),
         ({"prompts": "C"}, "unknown task.prompts"),
+        ({"keep_prompts": "a"}, "unknown task.keep_prompts 'a'"),
         ({"prompts": "A", "split": "tuning"}, "published test list"),
+        ({"accepted": {"church": "bell cote"}}, r"task.accepted: 'church' has 'bell cote'; write a list of labels"),
+        ({"accepted": {"church": []}}, r"task.accepted: 'church' has \[\]"),
+        ({"accepted": {"church": [497]}}, r"task.accepted: 'church' has \[497\]"),
         ({"concepts": ["golf bal"], "classes": [*FIVE, *KEPT]}, "did you mean golf ball"),
     ],
 )
@@ -100,6 +116,34 @@ def test_names_are_written_as_the_task_knows_them():
     task = _task(concepts=["GOLF ball", " english Springer"], keep=[], classes=[*FIVE, *KEPT])
     assert task.forget == ("golf ball", "English springer")
     assert task.prompts("classes").only(["English springer"]).rows[0].prompt == "an image of an English springer"
+
+
+def test_accepted_labels_belong_to_names_of_the_task():
+    task = _task(
+        concepts=["Church"], keep=["golf ball"], accepted={"church": ["church", "bell cote"], "ship": ["liner"]}
+    )
+    assert task.accepted == {"Church": ("church", "bell cote")}
+    assert _task().accepted == {}
+
+
+def test_nested_tasks_lie_in_each_other():
+    order = [*FIVE, "church"]
+    tasks = [nested_task("t", order, size, ["parachute"], kind="object", n=2) for size in (1, 3, 6)]
+    assert [task.forget for task in tasks] == [tuple(order[:1]), tuple(order[:3]), tuple(order)]
+    assert all(task.keep == ("parachute",) for task in tasks)
+    rows = [set(task.prompts("classes").rows) for task in tasks]
+    assert rows[0] < rows[1] < rows[2]
+    for size in (0, 7, True, 2.0, "3"):
+        with pytest.raises(ValueError, match=r"task.size=.*: how many of the 6 classes to forget, from 1 to 6"):
+            nested_task("t", order, size, ["parachute"], kind="object")
+
+
+def test_x_vs_y_tasks_keep_the_rest():
+    task = x_vs_y_task("t", FIVE, 2, kind="object", n=1)
+    assert (task.forget, task.keep) == (FIVE[:2], FIVE[2:])
+    for x in (0, 5):
+        with pytest.raises(ValueError, match=r"task.x=.: how many of the 5 classes to forget, from 1 to 4"):
+            x_vs_y_task("t", FIVE, x, kind="object")
 
 
 def test_long_and_foreign_names_are_fine():
@@ -145,6 +189,23 @@ def test_quality_sets():
         quality_set(_captions, -1, "test")
     with pytest.raises(ValueError, match=r"quality.n=100001: .* from 0 to 100000"):
         quality_set(_captions, 100_001, "test")
+
+
+def test_published_lists_are_named_by_their_sets():
+    assert quality_set(_captions, 5, "test").source == "" and _task().prompts("classes").source == ""
+    captions = quality_set(_captions, 5, "test", "fia480")
+    assert captions.source == captions.first(2).source == "fia480"
+    assert captions.key == quality_set(_captions, 5, "test").key
+    assert _task(quality=captions).prompts("quality").source == "fia480"
+
+
+def test_a_suite_has_its_own_captions_and_named_lists():
+    suite = {"name": "s", "captions": "own", "lists": {"fia480": "other"}}
+    assert caption_list(suite, None) == "own" and caption_list(suite, "fia480") == "other"
+    with pytest.raises(ValueError, match=r"quality.list=fia48: the suite s has no such list; its lists are fia480"):
+        caption_list(suite, "fia48")
+    with pytest.raises(ValueError, match="the suite s has no such list; it has only its own captions"):
+        caption_list({"name": "s", "captions": "own"}, "fia480")
 
 
 def test_prompt_set_ids_and_key():
@@ -198,6 +259,53 @@ def test_task_configs():
         instantiate(_composed("custom"))
 
 
+def test_imagenette_is_split_in_dataset_order():
+    ten = instantiate(_composed("imagenette")).forget
+    assert ten == vocabulary.OBJECTS
+    for x in (1, 9):
+        task = instantiate(_composed("imagenette_xvy", f"x={x}", "n=1"))
+        assert (task.forget, task.keep) == (ten[:x], ten[x:])
+
+
+def test_tiny_tasks_keep_the_look_alikes():
+    for name, size in (("tiny_scaling", 5), ("tiny_look_alikes", 10)):
+        task = instantiate(_composed(name, "n=1"))
+        assert (task.name, task.forget, task.keep) == (name, vocabulary.OBJECTS[:size], vocabulary.LOOK_ALIKES)
+
+
+@pytest.mark.parametrize(("name", "most"), [("diversi50", 50), ("fia50", 49)])
+def test_scaling_tasks_are_nested_and_keep_fifty_others(name, most):
+    whole = instantiate(_composed(name, "n=1"))
+    assert whole.name == name and len(whole.forget) == most and len(whole.keep) == 50
+    # No label counts for two classes, and none of a kept class for a forgotten one.
+    labels = [label.casefold() for item in (*whole.forget, *whole.keep) for label in whole.accepted.get(item, (item,))]
+    assert len(set(labels)) == len(labels)
+    for size in (10, 20, 30, 40):
+        task = instantiate(_composed(name, "n=1", f"size={size}"))
+        assert (task.forget, task.keep) == (whole.forget[:size], whole.keep)
+    with pytest.raises(Exception, match=f"task.size={most + 1}: how many of the {most} classes"):
+        instantiate(_composed(name, f"size={most + 1}"))
+
+
+def test_the_scaling_tasks_keep_the_same_classes():
+    diversi, fia = (instantiate(_composed(name, "n=1")) for name in ("diversi50", "fia50"))
+    assert diversi.keep == fia.keep
+    taken = {label.casefold() for task in (diversi, fia) for labels in task.accepted.values() for label in labels}
+    taken |= {name.casefold() for name in (*diversi.forget, *fia.forget)}
+    assert taken.isdisjoint(name.casefold() for name in diversi.keep)
+
+
+def test_fia50_begins_with_imagenette_and_leaves_out_what_has_no_label():
+    task = instantiate(_composed("fia50", "n=1"))
+    assert task.forget[:10] == vocabulary.OBJECTS and "suitcase" not in task.forget
+    published = Path(__file__).resolve().parents[1] / "results" / "paper" / "fia_table21_imagenet40.csv"
+    table = list(csv.DictReader(published.open(encoding="utf-8")))
+    assert {row["class"].casefold() for row in table} - {"suitcase"} == {name.casefold() for name in task.forget[10:]}
+    # Names that are labels count by themselves, the others by a set; "sunglasses" is a label, and has a twin.
+    exact = {row["class"].casefold() for row in table if row["exact_torchvision_label"] == "yes"}
+    assert {name.casefold() for name in task.forget[10:]} - set(task.accepted) == exact - {"sunglasses"}
+
+
 def test_prompt_sets_and_metrics_reach_a_configured_task_unchanged():
     captions, metric = quality_set(_captions, 3, "test"), Concept("church", "object")
     task = instantiate(_composed("imagenette_5v5", "n=1"), _partial_=True)(quality=captions, metrics=[metric])
@@ -208,10 +316,13 @@ def test_quality_configs():
     sizes = {}
     for path in CONF.joinpath("quality").glob("*.yaml"):
         config = OmegaConf.to_container(OmegaConf.load(path))
-        assert set(config) == {"name", "n"} and config["name"] == path.stem
+        assert set(config) - {"list"} == {"name", "n"} and config["name"] == path.stem
         sizes[path.stem] = config["n"]
     assert sizes["off"] == 0 and 0 < sizes["tiny"] < sizes["small"]
     assert [sizes[name] for name in ("1k", "5k", "10k", "30k")] == [1000, 5000, 10_000, 30_000]
+    # The list that a quality set names is one of the suite's for real models.
+    fia = OmegaConf.load(CONF / "quality" / "fia480.yaml")
+    assert fia.n == 480 and fia.list in OmegaConf.load(CONF / "suite" / "sd.yaml").lists
 
 
 @pytest.mark.skipif(not os.environ.get("FIA_MIRROR"), reason="FIA_MIRROR names no folder with the published files")
@@ -220,10 +331,25 @@ def test_published_lists():
         rows = _task(prompts=version, concepts=["Golf ball"], keep=["tench"], n=500).prompts("classes").rows
         assert len(rows) == 1000 and {row.prompt for row in rows if row.label == "Golf ball"} == {ball}
         assert rows[500].id == f"{version}/tench/0000" and rows[500].seed == 1174
+        assert _task(prompts=version, n=1).prompts("classes").source == version
     with pytest.raises(ValueError, match="has 500 rows of 'tench'"):
         _task(prompts="A", concepts=["tench"], keep=[], n=501)
     with pytest.raises(ValueError, match="did you mean tench"):
         _task(prompts="B", concepts=["tensh"], keep=[])
+
+
+@pytest.mark.skipif(not os.environ.get("FIA_MIRROR"), reason="FIA_MIRROR names no folder with the published files")
+def test_diversi50_from_its_published_list():
+    task = instantiate(_composed("diversi50", "n=100", "prompts=diversi50"))
+    rows = task.prompts("classes").rows
+    assert len(rows) == 100 * 100 and task.prompts("classes").source == "diversi50"
+    first = rows[0]
+    assert first.label == task.forget[0] and first.prompt == f"an image of a {first.label}"
+    assert first.id.startswith(f"diversi50/{first.label}/")
+    # The kept classes are in no list: neutral prompts.
+    assert rows[-100].id == f"test/{task.keep[-1]}/0000"
+    with pytest.raises(Exception, match="class in the published list diversi50 'tench'"):
+        instantiate(_composed("fia50", "prompts=diversi50"))
 
 
 @pytest.mark.skipif(not os.environ.get("FIA_MIRROR"), reason="FIA_MIRROR names no folder with the published files")
@@ -232,4 +358,7 @@ def test_published_captions():
 
     captions = quality_set(coco_captions, 30_000, "test")
     assert len(captions) + captions.screened == 30_000 and captions.screened < 30
-    assert set(quality_set(coco_captions, 100, "tuning").rows).isdisjoint(captions.first(25_000).rows)
+    tuning = quality_set(coco_captions, 100, "tuning")
+    assert tuning.first(10).rows == quality_set(coco_captions, 10, "tuning").rows
+    texts = {(row.prompt, row.seed) for row in captions if int(row.id.rpartition("/")[2]) < 25_000}
+    assert texts.isdisjoint((row.prompt, row.seed) for row in tuning)
