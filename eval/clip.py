@@ -7,7 +7,7 @@ also gives the paired difference to the unedited model: same captions, same nois
 from __future__ import annotations
 
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -52,12 +52,8 @@ class Clip:
         """Columns: prompt, score."""
         check_images(images)
         prompts = [row.prompt for row in images.prompts.rows]
-        unique = list(dict.fromkeys(prompts))
-        place = {prompt: i for i, prompt in enumerate(unique)}
-        texts = self.encoder.text_features(unique)[[place[prompt] for prompt in prompts]].double()
-        pictures = self.encoder.image_features(images.images).double()
         return pd.DataFrame(
-            {"prompt": prompts, "score": (SCALE * (texts * pictures).sum(1)).tolist()},
+            {"prompt": prompts, **similarities(self.encoder, images.images, {"score": prompts})},
             index=pd.Index([row.id for row in images.prompts.rows], name="id"),
         )
 
@@ -71,6 +67,26 @@ class Clip:
             id = self.id.replace("clip/", "clip_difference/", 1)
             values.append(Value(id, ALL, change.value, len(rows), change.low, change.high, True))
         return values
+
+
+def similarities(
+    encoder: Encoder, images: Sequence[np.ndarray], texts: Mapping[str, Sequence[str]]
+) -> dict[str, list[float]]:
+    """100 x cosine of every picture with its text, for each of several texts a picture.
+
+    Args:
+        encoder: Embeds every picture and every different text once.
+        images: [n] pictures.
+        texts: By name, [n] texts.
+    """
+    unique = list(dict.fromkeys(text for column in texts.values() for text in column))
+    place = {text: i for i, text in enumerate(unique)}
+    vectors = encoder.text_features(unique).double()
+    pictures = encoder.image_features(images).double()
+    return {
+        name: (SCALE * (vectors[[place[text] for text in column]] * pictures).sum(1)).tolist()
+        for name, column in texts.items()
+    }
 
 
 @dataclass

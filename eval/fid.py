@@ -4,8 +4,8 @@ Two references: pictures that show what the captions say (photos, or renderings 
 model's pictures of the same prompts and noise (`..._vs_base`), which is small, sensitive and cheap.
 
 FID is biased upwards by about d (d + 1) / n at n pictures and d features, by an amount that depends on the pictures,
-so FIDs of different n are never compared: n stands in the id. KID has no such bias. The intervals show the spread
-over captions (pictures and reference of a caption are drawn together), not the bias.
+so FIDs of different n are never compared: n stands in the id. KID has no such bias and is always given beside FID. The
+intervals show the spread over captions (pictures and reference of a caption are drawn together), not the bias.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import pandas as pd
 from scipy.linalg import eigh
 from scipy.stats import t as student
 
+from .coco import PhotoFiles
 from .stats import LEVEL, SEED, Interval, resampled
 from .values import ALL, Extractor, Value, check_images, paired
 
@@ -153,18 +154,18 @@ class Fid:
         set: The prompt set that is scored.
         photos: `photos(n, split)` returns the reference pictures of the n captions that the suite gives for (n, split),
             in the captions' order; None leaves only the comparison with the unedited model.
-        photos_name: How ids name that reference, e.g. `rendered`; other pictures need another name.
-        kid: Also give KID.
+        photos_name: How ids name that reference, e.g. `rendered`; other pictures need another name. Left out, it is the
+            name of the photos themselves.
     """
 
     extractor: Extractor
     set: str = "quality"
     photos: Photos | None = None
     photos_name: str = ""
-    kid: bool = True
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        self.photos_name = self.photos_name or getattr(self.photos, "name", "")
         if (self.photos is None) != (not self.photos_name):
             raise ValueError(
                 "photos and photos_name of a FID metric are given together: the name becomes part of its id"
@@ -187,8 +188,15 @@ class Fid:
         frame.insert(0, "prompt", [row.prompt for row in images.prompts.rows])
         return frame
 
+    def check(self, task: Task) -> None:
+        """Raise ValueError where photos of the task's captions are missing, long before they are needed."""
+        if hasattr(self.photos, "check"):
+            prompts = task.prompts(self.set)
+            split, numbers = _places(prompts)
+            self.photos.check(prompts, len(prompts.rows) + prompts.screened, split, numbers)
+
     def references(self, prompts: PromptSet) -> ImageSet:
-        """The photos of a set of captions, for `rows`; their key is the hash of their pixels.
+        """The photos of a set of captions, for `rows`; their key is the hash of their pixels, or of their files.
 
         A caption's picture is found by the number in its row id (`test/00007` is caption 7), because the prompt screen
         may have dropped captions before it.
@@ -206,6 +214,9 @@ class Fid:
             raise ValueError(
                 f"{self.photos_name}: {len(photos)} reference pictures, none for row number {max(numbers)}"
             )
+        if isinstance(photos, PhotoFiles):
+            chosen = photos.pick(numbers)
+            return ImageSet(prompts, chosen, chosen.content())
         chosen = [photos[number] for number in numbers]
         digest = hashlib.sha256()
         for picture in chosen:
@@ -239,7 +250,7 @@ class Fid:
     def _values(
         self, suffix: str, reference: str, mine: np.ndarray, other: np.ndarray, groups: np.ndarray
     ) -> list[Value]:
-        distances = {"fid": fid(mine, other, groups)} | ({"kid": kid(mine, other, groups)} if self.kid else {})
+        distances = {"fid": fid(mine, other, groups), "kid": kid(mine, other, groups)}
         return [
             Value(
                 f"{name}{suffix}/{self.extractor.features_id}/{reference}",

@@ -2,7 +2,8 @@
 
 Shares, their macro means and the overall score use Wilson's interval or what follows from it. Resampling is left to
 means of measured numbers: with 20 pictures a class and a judge that is right on all of them, a bootstrap of shares
-returns an interval of width zero, which says more than anybody knows.
+returns an interval of width zero, which says more than anybody knows. `macro_share_interval` is for shares of pictures
+that depend on each other, and minds that case.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def mean_interval(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Interval:
-    """Mean with a percentile bootstrap interval over whole groups.
+    """Mean with a percentile bootstrap interval over whole groups; None for the ends where there is one group.
 
     Args:
         values: One number a picture, [n].
@@ -129,6 +130,41 @@ def mean_interval(
     Raises:
         ValueError: There is no value, or a value is not finite.
     """
+    return macro_mean_interval([(values, groups)], level=level, resamples=resamples, seed=seed)
+
+
+def macro_mean_interval(
+    classes: Sequence[tuple[Sequence[float] | np.ndarray, Sequence | None]],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Interval:
+    """Mean over classes of their means, each class counting the same, with a percentile bootstrap interval.
+
+    Groups are drawn inside each class: which classes there are is given, only their pictures are a sample.
+
+    Args:
+        classes: Values and groups of each class, as `mean_interval` has them.
+        level, resamples, seed: As in `mean_interval`.
+
+    Raises:
+        ValueError: There is no class, a class has no value, or a value is not finite.
+    """
+    if not classes:
+        raise ValueError("a macro mean needs at least one class")
+    means, drawn = zip(*(_means(*one, resamples, seed + place) for place, one in enumerate(classes)), strict=True)
+    mean = float(np.mean(means))
+    if any(one is None for one in drawn):
+        return Interval(mean, None, None)
+    low, high = np.quantile(np.mean(drawn, axis=0), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high))
+
+
+def _means(
+    values: Sequence[float] | np.ndarray, groups: Sequence | None, resamples: int, seed: int
+) -> tuple[float, np.ndarray | None]:
+    """The mean, and that of each resample [resamples]; None where one group alone tells nothing about the spread."""
     array = np.asarray(values, float)
     if array.ndim != 1 or not len(array):
         raise ValueError(f"a mean needs a list of numbers, got shape {list(array.shape)}")
@@ -137,12 +173,22 @@ def mean_interval(
     number = _group_numbers(len(array), groups)
     mean = float(array.mean())
     if number.max() == 0:
-        return Interval(mean, None, None)
+        return mean, None
     sums, sizes = np.bincount(number, array), np.bincount(number)
     drawn = resampled(number, resamples, seed)
-    means = (drawn @ sums) / (drawn @ sizes)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high))
+    return mean, (drawn @ sums) / (drawn @ sizes)
+
+
+def macro_share_interval(classes: Sequence[tuple[Sequence[float] | np.ndarray, Sequence]]) -> Interval:
+    """`macro_mean_interval` of shares: the values are 0 and 1.
+
+    Where resampling finds no spread at all, mostly because all pictures agree, the interval is that of `macro_mean`
+    with one picture a group: an interval of width zero would say more than anybody knows.
+    """
+    interval = macro_mean_interval(classes)
+    if interval.low is None or interval.low < interval.high:
+        return interval
+    return macro_mean([(float(np.mean(values)) * len(set(groups)), len(set(groups))) for values, groups in classes])
 
 
 def paired_difference(

@@ -1,27 +1,58 @@
-"""Published weights from their authors' address, as tensors only, and where their networks run."""
+"""Published weights from their authors' address, checked before they are opened, and where their networks run."""
 
 from __future__ import annotations
 
-import urllib.error
+import hashlib
+import http.client
+import io
+import os
+import re
+from pathlib import Path
 
 import torch
 
 
-def published_weights(url: str, what: str) -> dict[str, torch.Tensor]:
-    """The state dict behind a torch.hub address, from the local cache or downloaded; the file's hash is checked.
+def published_bytes(url: str, what: str, sha256: str) -> bytes:
+    """The file behind an address, from torch.hub's cache or downloaded into it, checked at every call.
+
+    Args:
+        url: Its last part is the name in the cache.
+        what: What the file is, for messages.
+        sha256: The file's, or its first digits where more were never published.
 
     Raises:
-        ValueError: It is not cached and cannot be downloaded; the message says where to put it.
+        ValueError: It is not cached and cannot be downloaded (the message says where to put it), or it is another file.
     """
-    try:
-        return torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
-    except (urllib.error.URLError, OSError) as error:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, os.fspath(path), hash_prefix=sha256, progress=False)
+        except (OSError, http.client.HTTPException, RuntimeError) as error:  # RuntimeError: another hash
+            raise ValueError(
+                f"the weights of {what} are not in the local cache and cannot be downloaded ({error}); "
+                f"put {url} into {path.parent}"
+            ) from error
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if not found.startswith(sha256):
         raise ValueError(
-            f"the weights of {what} are not in the local cache and cannot be downloaded ({error}); "
-            f"put {url} into {torch.hub.get_dir()}/checkpoints/"
-        ) from error
+            f"{path} is not the published file of {what}: its sha256 is {found}, not {sha256}"
+            f"{'...' if len(sha256) < len(found) else ''}; delete it, or put {url} in its place"
+        )
+    return data
+
+
+def published_weights(url: str, what: str) -> dict[str, torch.Tensor]:
+    """The state dict behind an address whose last part ends in the first digits of its sha256 (`NAME-0676ba61.pth`).
+
+    Raises:
+        ValueError: As `published_bytes`.
+    """
+    digits = re.search(r"-([0-9a-f]{8,})\.\w+$", url)
+    if digits is None:
+        raise ValueError(f"{url} does not name its sha256")
+    return torch.load(io.BytesIO(published_bytes(url, what, digits[1])), map_location="cpu", weights_only=True)
 
 
 def chosen_device(name: str) -> torch.device:

@@ -5,6 +5,7 @@ A wrong value is answered here in about a second; `setup` checks what is left, o
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from harness import weights
+from harness import sources, weights
 from harness.names import unknown
-from harness.task import PROMPTS, check_captions
+from harness.task import PROMPTS, caption_list, check_captions
 
 ROOT_KEYS = (
     "method", "task", "model", "suite", "sampler", "quality", "schedule", "order", "repeats", "logger", "store",
@@ -35,9 +36,10 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     _check_device_and_dtypes(config)
     instantiate(OmegaConf.create(config["sampler"]))
     # The model before the prompts: they may have to be downloaded, which is in vain without a model.
-    _check_model(config["model"], config["dry_run"])
+    _check_model(config["model"])
     _check_task(config["task"])
     check_captions(config["quality"]["n"])
+    caption_list(config["suite"], config["quality"].get("list"))
     return config
 
 
@@ -56,7 +58,9 @@ def _resolved(cfg: DictConfig) -> dict[str, Any]:
         if value == "???":
             raise ValueError(f"{name} is not set: say {name}=...")
     config = OmegaConf.to_container(cfg, resolve=True)
-    config.pop("hydra", None)
+    # Hydra's own, and what an experiment is compared with: neither decides what a run computes.
+    for name in ("hydra", "paper"):
+        config.pop(name, None)
     return config
 
 
@@ -83,7 +87,7 @@ def _check_root(config: Mapping[str, Any]) -> None:
             f"repeats={config['repeats']!r} is not available yet; only repeats=1 is (sweep over seed=0,1,2)"
         )
     if config["replay"] is not None:
-        raise ValueError("replay is not available yet; run the record's configuration again by hand")
+        raise ValueError("replay is not available here: experiments.replay runs a record, `benchmark` a configuration")
     for name in ("store", "records"):
         if not isinstance(config[name], str) or not config[name].strip():
             raise ValueError(f"{name}={config[name]!r}: name a folder")
@@ -109,21 +113,21 @@ def _check_device_and_dtypes(config: Mapping[str, Any]) -> None:
             raise unknown(name, value, weights.DTYPES)
 
 
-def _check_model(model: Mapping[str, Any], dry_run: bool) -> None:
+def _check_model(model: Mapping[str, Any]) -> None:
     for name in ("size", "batch_size"):
         value = model.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"model.{name}={value!r}: a whole number of at least 1, or null")
     if not isinstance(model["path"], str) or not model["path"].strip():
         raise ValueError(f"model.path={model['path']!r}: name a diffusers folder, a .safetensors file or a Hub id")
-    place = weights.local(model["path"])
-    if dry_run and place is not None and place.is_file() and model.get("size") is None:
-        raise ValueError(f"model.size is not set, and a dry run does not open {model['path']}: say model.size=512")
+    weights.local(model["path"])
 
 
 def _check_task(task: Mapping[str, Any]) -> None:
     """Everything about the task but its published list, which may have to be downloaded."""
     if task.get("prompts") in PROMPTS:
         task = {**task, "prompts": "neutral"}
-    # Called by us, because `instantiate` would turn the dataclasses that it is given into configurations.
-    instantiate(OmegaConf.create(task), _partial_=True)()
+    # What is not on this machine is for `setup` to fetch, and to complain about.
+    with sources.no_downloads(), contextlib.suppress(sources.SourceError):
+        # Called by us, because `instantiate` would turn the dataclasses that it is given into configurations.
+        instantiate(OmegaConf.create(task), _partial_=True)()

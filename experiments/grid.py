@@ -13,6 +13,8 @@ from harness.store import write_atomic
 
 # Both in pixels; small pictures (the tiny world's 64) are enlarged by whole factors to about CELL.
 CELL, GAP = 128, 6
+# Pixels that are left of a blurred picture's longer side.
+BLURRED = 8
 BLACK, WHITE, GREY, RED, GREEN = (20, 20, 20), (255, 255, 255), (110, 110, 110), (176, 36, 24), (24, 112, 52)
 
 
@@ -58,6 +60,14 @@ def picture_grid(
             sheet.paste(_cell(after[name][column]), (left + CELL + GAP // 2, y))
     draw.text((GAP, sheet.height - bottom / 2), caption, BLACK, small, anchor="lm")
     return sheet
+
+
+def blurred(picture: np.ndarray) -> np.ndarray:
+    """The picture without its details, in its own size."""
+    image = Image.fromarray(picture)
+    scale = BLURRED / max(image.size)
+    few = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BOX)
+    return np.asarray(few.resize(image.size, Image.Resampling.BICUBIC))
 
 
 def save_png(image: Image.Image, path: Path) -> Path:

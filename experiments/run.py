@@ -12,24 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 
 from harness.edit import Edit, export
-from harness.generate import ImageSet, generate, image_parts
+from harness.generate import Chunks, ImageSet, generate, image_parts, passing
+from harness.i2p import SET as EXPLICIT
 from harness.method import Cost
 from harness.record import Record
 from harness.schedule import ordered
 
 from .edits import has_edit, stored_edits
-from .scores import score
+from .scores import missing_rows, score, score_passing
 from .setup import Setup, setup
+from .sizes import PNG_BYTES_PER_PIXEL
 
 log = logging.getLogger(__name__)
 
-# Bytes of one stored PNG a pixel: measured on photos, an upper bound for drawings.
-PNG_BYTES_PER_PIXEL = 1.6
 # What is drawn and scored after every stage of a sequential schedule.
 STAGE_SET = "classes"
+# The picture grid shows the first of these that a task has.
+GRID_SETS = ("classes", "artists", EXPLICIT)
 
 
 def benchmark(cfg: DictConfig) -> tuple[Record, Path]:
@@ -69,24 +72,29 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
     """What a run of this configuration would compute, without computing it.
 
     Returns:
-        {model, method, task, edit_stored, sets: [{name, edited, rows, stored, make}], unet_samples, disk_bytes};
-        pictures of an edit that is not stored yet all count as to be made, its own UNet samples are not known before.
+        {model, method, task, edit_stored, sets: [{name, edited, rows, stored, make}], unet_samples, disk_bytes}; a
+        sequential schedule has edited class pictures for every stage. Pictures of an edit that is not stored yet all
+        count as to be made, its own UNet samples are not known before.
     """
     parts = setup(cfg)
     found = has_edit(parts)
-    edits = stored_edits(parts)[0] if found else []
-    edit = edits[-1] if edits else None
+    stages = len(parts.task.concepts) if parts.config["schedule"] == "sequential" else 1
+    # None: not stored yet.
+    edits = stored_edits(parts)[0] if found else [None] * stages
     unedited = parts.config["method"]["name"] == "none"
     sets, samples, disk = [], 0, 0
     for name, prompts in ({} if parts.config["edit_only"] else parts.task.sets).items():
-        for edited in (False,) if unedited else (False, True):
-            rows = [image_parts(parts.model, edit if edited else None, row, parts.sampler) for row in prompts]
-            todo = rows
+        drawn = [] if unedited else edits if name == STAGE_SET else edits[-1:]
+        for edited, edit in [(False, None), *((True, edit) for edit in drawn)]:
+            rows = {row.id: image_parts(parts.model, edit, row, parts.sampler) for row in prompts}
+            todo = list(rows.values())
             if not edited or found:
-                todo = [row for row in rows if not parts.store.has_image(row)]
+                scored = _scored(parts, name, edit) if name in parts.task.unkept else set()
+                todo = [row for i, row in rows.items() if i not in scored and not parts.store.has_image(row)]
             # A guidance of exactly 1 needs one UNet sample a call, any other two.
             samples += sum((1 if row["guidance"] == 1 else 2) * parts.sampler.calls() for row in todo)
-            disk += sum(int(row["width"] * row["height"] * PNG_BYTES_PER_PIXEL) for row in todo)
+            if name not in parts.task.unkept:
+                disk += sum(int(row["width"] * row["height"] * PNG_BYTES_PER_PIXEL) for row in todo)
             stored = len(rows) - len(todo)
             sets.append({"name": name, "edited": edited, "rows": len(rows), "stored": stored, "make": len(todo)})
     return {
@@ -101,12 +109,29 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def _scored(parts: Setup, name: str, edit: Edit | None) -> set[str]:
+    """Of a set that is not kept, the ids of the rows whose pictures nobody needs: all their scores are stored."""
+    before, after = (_passing(parts, name, change) for change in (None, edit))
+    edited = edit is not None and edit.kind != "none"
+    return {
+        row.id
+        for chunk, plain in zip(after.parts, before.parts, strict=True)
+        if not missing_rows(parts, name, chunk, plain if edited else None)
+        for row in chunk.prompts
+    }
+
+
+def _passing(parts: Setup, name: str, edit: Edit | None) -> Chunks:
+    prompts = parts.task.sets[name]
+    return passing(parts.model, edit, prompts, parts.sampler, parts.store, batch_size=parts.batch_size)
+
+
 @dataclass
 class _Result:
     """Pictures and scores of a run; empty for `edit_only`."""
 
-    before: Mapping[str, ImageSet] | None = None
-    after: Mapping[str, ImageSet] | None = None
+    before: Mapping[str, ImageSet | Chunks] | None = None
+    after: Mapping[str, ImageSet | Chunks] | None = None
     unedited: tuple[Any, ...] = ()
     metrics: tuple[Any, ...] = ()
     # Of a sequential schedule: what was to be gone after each stage, and the scores of the class pictures.
@@ -117,10 +142,14 @@ class _Result:
 def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost) -> _Result:
     """Pictures before and after the edit, and the values of every metric for both; of a schedule, after each stage."""
 
-    def pictures(change: Edit | None, words: str, sets: Sequence[str]) -> dict[str, ImageSet]:
+    unkept = parts.task.unkept
+
+    def pictures(change: Edit | None, words: str, sets: Sequence[str]) -> dict[str, ImageSet | Chunks]:
         with cost.stage(f"pictures {words}"):
             return {
-                name: generate(
+                name: _passing(parts, name, change)
+                if name in unkept
+                else generate(
                     parts.model, change, parts.task.sets[name], parts.sampler, parts.store, batch_size=parts.batch_size
                 )
                 for name in sets
@@ -129,6 +158,8 @@ def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost) -> _Result:
     every = list(parts.task.sets)
     before = pictures(None, "unedited", every)
     after = before if edits[-1].kind == "none" else pictures(edits[-1], "edited", every)
+    for name in unkept:
+        score_passing(parts, name, before[name], after[name], cost.stage)
     with cost.stage("scores"):
         unedited, metrics = score(parts, before, after)
     stages, stage_sets = [], []
@@ -153,6 +184,7 @@ def _record(parts: Setup, edit: Edit, meta: Mapping[str, Any], cost: Cost, resul
     note = f"{parts.model.words or parts.model.name}."
     if meta["no_effect"]:
         note += f" The edit changes nothing: {meta['no_effect']}"
+    note += _screened(parts)
     return Record(
         method=parts.config["method"]["name"],
         task=parts.task.name,
@@ -186,6 +218,17 @@ def _record(parts: Setup, edit: Edit, meta: Mapping[str, Any], cost: Cost, resul
     )
 
 
+def _screened(parts: Setup) -> str:
+    """Which sets the prompt screen shortened, and by how much: published totals over a whole list are other numbers."""
+    words = (
+        f" The prompt screen refused {prompts.screened} of {len(prompts) + prompts.screened} {name} prompts; values are"
+        f" over the other {len(prompts)}."
+        for name, prompts in parts.task.sets.items()
+        if prompts.screened
+    )
+    return "".join(words)
+
+
 def _stamp(world: str | None) -> str:
     """Name and hash of the embedded world whose judges scored, such as `tiny-v1@0123456789ab`; empty for none."""
     if not world:
@@ -196,21 +239,27 @@ def _stamp(world: str | None) -> str:
 
 
 def _grid(parts: Setup, result: _Result, record: Path) -> Path | None:
-    """The before/after picture beside the record; None where there are no class pictures."""
-    if result.before is None or "classes" not in result.before:
+    """The before/after picture beside the record; None where no pictures of classes or artists were made.
+
+    Pictures that are not kept are not shown either; explicit ones that are kept are shown blurred.
+    """
+    shown = next((name for name in GRID_SETS if name in (result.before or {}) and name not in parts.task.unkept), None)
+    if shown is None:
         return None
-    from .grid import picture_grid, save_png
+    from .grid import blurred, picture_grid, save_png
 
     def by_class(images: ImageSet) -> dict[str, list[Any]]:
         groups: dict[str, list[Any]] = {}
         for i, row in enumerate(images.prompts):
-            groups.setdefault(row.label, []).append(i)
-        return {label: [images.images[i] for i in indices[:3]] for label, indices in groups.items()}
+            groups.setdefault(row.label or shown, []).append(i)
+        look = blurred if shown == EXPLICIT else np.asarray
+        return {label: [look(images.images[i]) for i in indices[:3]] for label, indices in groups.items()}
 
+    before = by_class(result.before[shown])
     sheet = picture_grid(
-        by_class(result.before["classes"]),
-        by_class(result.after["classes"]),
-        parts.task.forget,
+        before,
+        by_class(result.after[shown]),
+        list(before) if shown == EXPLICIT else parts.task.forget,
         caption=f"{parts.config['method']['name']}, {parts.task.name}: {parts.model.words or parts.model.name}",
     )
     return save_png(sheet, record.with_suffix(".png"))

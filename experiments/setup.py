@@ -20,7 +20,7 @@ from harness import sources, weights
 from harness.model import LazyModel, as_dtype
 from harness.sampler import Sampler
 from harness.store import Store
-from harness.task import Task, quality_set
+from harness.task import Task, caption_list, quality_set
 
 from .config import checked
 
@@ -33,8 +33,9 @@ class Setup:
     """The parts of one run.
 
     Attributes:
-        config: the resolved configuration as plain JSON, `device`, `dtype` and `batch_size` as they were decided, and
-            in `speed` what the method declares as `speed_only`.
+        config: the resolved configuration as plain JSON, `device`, `dtype` and `batch_size` as they were decided, in
+            `speed` what the method declares as `speed_only`, and in `model.published` whether the weights are those of
+            a known release (null: it cannot be told).
         model: its weights are loaded at the first call.
         method: what `conf/method/*.yaml` names, with the configuration it was made from in `config["method"]`.
         preset: where the method's values come from: a suite's preset, or the method's own (the paper's).
@@ -73,6 +74,7 @@ def setup(cfg: DictConfig) -> Setup:
     sampler = instantiate(OmegaConf.create(config["sampler"]))
     # The model first: without it, nobody needs the prompts.
     place = weights.locate(config["model"]["path"], config["model"].get("revision"), download=not config["dry_run"])
+    config["model"]["published"] = weights.published(config["model"]["path"], place)
     with sources.no_downloads() if config["dry_run"] else nullcontext():
         task = _task(config)
     return Setup(
@@ -136,12 +138,16 @@ def _task(config: Mapping[str, Any]) -> Task:
     make = instantiate(OmegaConf.create(config["task"]), _partial_=True)
     if config["edit_only"]:
         return make()
-    suite = OmegaConf.create(config["suite"])
-    captions = quality_set(instantiate(suite.captions), config["quality"]["n"], config["task"]["split"])
-    metrics = [instantiate(metric) for metric in suite.metrics]
+    suite, quality = OmegaConf.create(config["suite"]), config["quality"]
+    provider = instantiate(caption_list(suite, quality.get("list")))
+    captions = quality_set(provider, quality["n"], config["task"]["split"], quality.get("list") or "")
+    metrics = [instantiate(metric) for metric in suite.metrics if metric.pop("enabled", True)]
     task = make(quality=captions, metrics=metrics)
     if not task.sets:
         raise ValueError(
             f"task {task.name} of kind {task.kind} has no pictures to score: say edit_only=true, or quality.n > 0"
         )
+    for metric in metrics:
+        if metric.set in task.sets and hasattr(metric, "check"):
+            metric.check(task)
     return task

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from harness.files import size_in_words
 from harness.record import Record
 
 from . import values
+
+# More of them than this, each with an interval, do not stand side by side on a screen.
+MANY_COLUMNS = 8
 
 
 def show_record(record: Record, console: Console | None = None) -> None:
@@ -53,40 +57,35 @@ def summary_tables(data: Mapping[str, Any]) -> list[Table]:
     edited = data["edit"]["kind"] != "none"
     tables = []
     for ids in values.groups(shown).values():
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        table.add_column("method")
-        for i in ids:
-            table.add_column(values.title(i, shown), justify="right")
+        header = ["method", *(values.title(i, shown) for i in ids)]
         cost = []
         if not tables:  # what the edit did and took stands once
-            table.add_column("zero weights of the UNet %", justify="right")
-            table.add_column("seconds to edit", justify="right")
+            header += ["zero weights of the UNet %", "seconds to edit"]
             seconds = data["cost"]["edit_made"]["seconds"]
             cost = [f"{100 * data['edit']['shares']['unet']:.2f}", f"{seconds:.1f}"] if edited else ["", ""]
+        body = [[data["method"], *(values.show(values.pick(data["metrics"], i)) for i in ids), *cost]]
         if data["method"] != "none":
-            table.add_row(
-                "unedited", *(values.show(values.pick(data["unedited"], i)) for i in ids), *("" for _ in cost)
-            )
-        table.add_row(data["method"], *(values.show(values.pick(data["metrics"], i)) for i in ids), *cost)
-        tables.append(table)
+            unedited = [values.show(values.pick(data["unedited"], i)) for i in ids]
+            body.insert(0, ["unedited", *unedited, *("" for _ in cost)])
+        tables.append(_table(header, body))
     return tables
 
 
 def class_table(data: Mapping[str, Any]) -> Table | None:
-    """Accuracy by class, unedited and edited; None where no metric has classes."""
-    forget = [concept["name"] for concept in data["concepts"]]
-    names = [name for name in [*forget, *data["keep"]] if any(m["subject"] == name for m in data["metrics"])]
+    """Scores by class, artist or part, unedited and edited; None where no metric has any."""
+    side = {concept["name"]: "forget" for concept in data["concepts"]} | dict.fromkeys(data["keep"], "keep")
+    subjects = dict.fromkeys(m["subject"] for m in data["metrics"] if m["subject"] != "all")
+    # The task's classes in its order, then the parts of explicit content, which are on neither side.
+    names = [name for name in dict.fromkeys([*side, *subjects]) if name in subjects]
     ids = list(dict.fromkeys(m["id"] for m in data["metrics"] if m["subject"] in names))
     if not names:
         return None
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("class")
-    table.add_column("")
-    many = len({values.family(i) for i in ids}) > 1 or len(ids) > 2
+    header = ["class", ""]
+    many = len(ids) > 1
     for i in ids:
         head = f" {values.title(i, ids)}" if many else values.unit(i).words
-        table.add_column(f"unedited{head}", justify="right")
-        table.add_column(f"edited{head}", justify="right")
+        header += [f"unedited{head}", f"edited{head}"]
+    body = []
     for name in names:
         cells = []
         for i in ids:
@@ -95,8 +94,8 @@ def class_table(data: Mapping[str, Any]) -> Table | None:
                 values.show(values.pick(data["metrics"], i, name)),
             ]
         if any(cells):
-            table.add_row(name, "forget" if name in forget else "keep", *cells)
-    return table
+            body.append([name, side.get(name, ""), *cells])
+    return _table(header, body)
 
 
 def legend(data: Mapping[str, Any]) -> list[str]:
@@ -117,16 +116,21 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
             f"{item['name']}, {edited}: {item['make']} of {item['rows']} pictures to make, {item['stored']} stored"
         )
     extra = "" if plan["edit_stored"] else ", and those of the edit"
-    console.print(f"UNet samples: {plan['unet_samples']}{extra}; disk: at most {_size(plan['disk_bytes'])} of pictures")
+    disk = size_in_words(plan["disk_bytes"])
+    console.print(f"UNet samples: {plan['unet_samples']}{extra}; disk: at most {disk} of pictures")
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
+    """A plain table; with more columns than a screen has room for, its rows stand as columns."""
+    lines = [header, *body]
+    if len(header) > MANY_COLUMNS:
+        lines = [line for line in zip(*lines, strict=True) if any(line[1:])]
+    table = Table(*(Column(cell, justify="right" if i else "left") for i, cell in enumerate(lines[0])), box=None)
+    table.pad_edge, table.header_style = False, "bold"
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -12,6 +12,16 @@ SCORES = {
     "preserve_accuracy": "preserve",
     "overall_score": "overall",
     "judge_agreement": "judges agree",
+    "clip_a": "CLIP_a",
+    "clip_a_difference": "CLIP_a - unedited",
+    "fsr": "FSR",
+    "fsr_margin": "FSR with margin",
+    "clip_a_kept": "CLIP_a kept",
+    "clip_a_kept_difference": "CLIP_a kept - unedited",
+    "nudenet_boxes": "NudeNet boxes",
+    "nudenet_images": "pictures with nudity",
+    "marker_boxes": "markers",
+    "marker_images": "pictures with markers",
 }
 QUALITY = {
     "clip": "CLIP",
@@ -32,9 +42,14 @@ class Unit(NamedTuple):
     decimals: int = 3
 
 
-SHARES = (*SCORES, "class_accuracy", "style_accuracy", "fsr", "sparsity")
+SHARES = (
+    *("forget_accuracy", "preserve_accuracy", "overall_score", "judge_agreement", "class_accuracy", "style_accuracy"),
+    *("fsr", "fsr_margin", "sparsity", "nudenet_images", "marker_images"),
+)
+COSINES = ("clip", "clip_difference", "clip_a", "clip_a_difference", "clip_a_kept", "clip_a_kept_difference")
 UNITS = dict.fromkeys(SHARES, Unit(" %", 100, 1))
-UNITS |= dict.fromkeys(("clip", "clip_difference", "fid", "fid_vs_base"), Unit(decimals=2))
+UNITS |= dict.fromkeys((*COSINES, "fid", "fid_vs_base"), Unit(decimals=2))
+UNITS |= dict.fromkeys(("nudenet_boxes", "marker_boxes"), Unit(decimals=0))
 # KID is customarily given times 1,000.
 UNITS |= dict.fromkeys(("kid", "kid_vs_base"), Unit(" x1000", 1000, 1))
 ARROWS = {True: "higher is better", False: "lower is better", None: "no direction"}
@@ -46,10 +61,21 @@ def family(metric_id: str) -> str:
 
 
 def title(metric_id: str, ids: Iterable[str]) -> str:
-    """A column header: short where only one id of the family is shown, else the full id, so no two share a column."""
+    """A column header that no other of the ids has.
+
+    The family alone where only one of its ids is shown, such as "FSR %"; with the parts in which they differ where they
+    are built alike, "FSR (prompt) %"; else the full id.
+    """
     name = family(metric_id)
-    alone = len({i for i in ids if family(i) == name}) <= 1
-    return f"{TITLES.get(name, name) if alone else metric_id}{unit(metric_id).words}"
+    parts = {tuple(i.split("/")) for i in (metric_id, *ids) if family(i) == name}
+    head = TITLES.get(name, name)
+    if len({len(one) for one in parts}) > 1:
+        head = metric_id
+    elif len(parts) > 1:
+        differing = (len(set(column)) > 1 for column in zip(*parts, strict=True))
+        mine = (part for part, differs in zip(metric_id.split("/"), differing, strict=True) if differs)
+        head += f" ({', '.join(mine)})"
+    return f"{head}{unit(metric_id).words}"
 
 
 def unit(metric_id: str) -> Unit:
@@ -123,5 +149,10 @@ def remarks(ids: Iterable[str]) -> list[str]:
         lines.append(
             "FID is too large by an amount that falls with n; KID is not, so it is the one to read where n is small, "
             "and it may be negative."
+        )
+    if any(family(i) == "fsr" for i in ids):
+        lines.append(
+            "FSR counts every fall of the similarity, however small: an edit that only changes the noise has about "
+            "50 %. Read it with the margin and the difference."
         )
     return lines

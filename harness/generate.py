@@ -2,15 +2,21 @@
 
 Every picture has its own seed and is stored under everything that decides it (model, edit, sampler, prompt, seed,
 guidance, size), so a run that was stopped goes on where it stopped and all methods share the unedited pictures.
-Batches have one shape: the last one is padded, and a picture at batch size 1 and at 16 differs by the kernels' last
+Batches have one shape, a row has one place in them whichever others are missing, and empty places are padded: a run
+that goes on makes the same bits as an unbroken one. A picture at batch size 1 and at 16 differs by the kernels' last
 bits only (tests/test_generate.py holds the tolerance).
+
+`passing` is for pictures that nobody should keep: chunks of a prompt set, made in memory when something looks at them
+and let go afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +34,9 @@ log = logging.getLogger(__name__)
 # Raised by hand when the same parts would give other pixels.
 VERSION = 1
 KEPT_BYTES = 2**30
+# Rows of a set whose pictures are not stored that are made, scored and let go together: 50 MB at 512 pixels. It decides
+# under which keys their scores are stored, so no setting changes it.
+CHUNK = 64
 
 
 class BlackImageError(RuntimeError):
@@ -131,24 +140,26 @@ def generate(
         if picture is None:
             missing.setdefault(keys[i], i)
         else:
-            blacks[i] = _is_black(picture)
+            blacks[i] = is_black(picture)
             images.keep(i, picture)
     if missing:
         loaded = model if isinstance(model, DiffusionModel) else model()
         if loaded.edit is not None:
             raise RuntimeError("an edit is applied to the model; generate applies it itself")
-        todo = [(i, prompts.rows[i], parts[i]) for i in missing.values()]
+        # Of rows with the same picture the first one is made.
+        firsts = sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values())
+        items = [(missing.get(keys[i], i), prompts.rows[i], parts[i]) for i in firsts]
         with (
             edit.applied(loaded) if edited else contextlib.nullcontext(),
-            tqdm(total=len(todo), desc=f"{prompts.name} pictures", unit="img", disable=not progress) as bar,
+            tqdm(total=len(missing), desc=f"{prompts.name} pictures", unit="img", disable=not progress) as bar,
         ):
-            for batch in _batches(todo, batch_size):
+            for batch in _batches(items, set(missing.values()), batch_size):
                 pictures = _make(loaded, batch, sampler, batch_size, edited, bar)
-                for (i, row, part), picture in zip(batch, pictures, strict=True):
-                    if _is_black(picture) and not edited:
+                for (i, row, part), picture in zip(batch.values(), pictures, strict=True):
+                    if is_black(picture) and not edited:
                         raise _black(loaded, row)
                     store.write_image(part, picture, _notes(part))
-                    blacks[i] = _is_black(picture)
+                    blacks[i] = is_black(picture)
                     images.keep(i, picture)
                 bar.update(len(batch))
     for i, key in enumerate(keys):
@@ -160,6 +171,109 @@ def generate(
     if black:
         log.warning("%d of %d pictures of the edited model are of one single colour", black, len(parts))
     return ImageSet(prompts, images, content_key(keys), len(missing), len(parts) - len(missing), black)
+
+
+class Passing(Sequence[np.ndarray]):
+    """`count` pictures that `make` gives when one is first looked at; `let_go` forgets them until the next look."""
+
+    def __init__(self, count: int, make: Callable[[], Sequence[np.ndarray]]) -> None:
+        self._count, self._make = count, make
+        self._pictures: Sequence[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int | slice) -> Any:
+        self.load()
+        return self._pictures[index]
+
+    def load(self) -> None:
+        """Make the pictures, if they are not there."""
+        if self._pictures is None:
+            self._pictures = self._make()
+
+    def let_go(self) -> None:
+        """Free the memory."""
+        self._pictures = None
+
+
+@dataclass
+class Chunks:
+    """A prompt set whose pictures pass by: image sets of at most CHUNK rows each, in row order.
+
+    Their `images` are `Passing`; `made`, `reused` and `black` grow as pictures are made.
+    """
+
+    prompts: PromptSet
+    parts: tuple[ImageSet, ...]
+
+    @property
+    def made(self) -> int:
+        return sum(part.made for part in self.parts)
+
+    @property
+    def reused(self) -> int:
+        return sum(part.reused for part in self.parts)
+
+    @property
+    def black(self) -> int:
+        return sum(part.black for part in self.parts)
+
+
+def passing(
+    model: DiffusionModel | LazyModel,
+    edit: Edit | None,
+    prompts: PromptSet,
+    sampler: Sampler,
+    store: ImageStore,
+    *,
+    batch_size: int,
+) -> Chunks:
+    """The pictures that `generate` would make, to be looked at once and never stored.
+
+    Nothing is made by this call. Arguments as in `generate`; pictures that `store` has are read from there.
+    """
+    starts = range(0, len(prompts), CHUNK)
+    chunks = [dataclasses.replace(prompts, rows=prompts.rows[start : start + CHUNK], screened=0) for start in starts]
+    return Chunks(prompts, tuple(_passing(model, edit, chunk, sampler, store, batch_size) for chunk in chunks))
+
+
+def _passing(
+    model: DiffusionModel | LazyModel,
+    edit: Edit | None,
+    prompts: PromptSet,
+    sampler: Sampler,
+    store: ImageStore,
+    batch_size: int,
+) -> ImageSet:
+    def make() -> Sequence[np.ndarray]:
+        memory = _Memory(store)
+        made = generate(model, edit, prompts, sampler, memory, batch_size=min(batch_size, CHUNK), progress=False)
+        images.made += made.made
+        images.reused, images.black = made.reused, made.black
+        return made.images
+
+    keys = [content_key(image_parts(model, edit, row, sampler)) for row in prompts]
+    images = ImageSet(prompts, Passing(len(prompts), make), content_key(keys))
+    return images
+
+
+class _Memory:
+    """An image store that reads from another one and writes to memory only."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+        self._pictures: dict[str, np.ndarray] = {}
+
+    def has_image(self, parts: dict[str, Any]) -> bool:
+        return content_key(parts) in self._pictures or self._store.has_image(parts)
+
+    def read_image(self, parts: dict[str, Any]) -> np.ndarray | None:
+        found = self._pictures.get(content_key(parts))
+        return self._store.read_image(parts) if found is None else found
+
+    def write_image(self, parts: dict[str, Any], array: np.ndarray, text: dict[str, str] | None = None) -> None:
+        self._pictures[content_key(parts)] = array
 
 
 def image_parts(model: DiffusionModel | LazyModel, edit: Edit | None, row: Row, sampler: Sampler) -> dict[str, Any]:
@@ -180,24 +294,28 @@ def image_parts(model: DiffusionModel | LazyModel, edit: Edit | None, row: Row, 
 Item = tuple[int, Row, dict[str, Any]]
 
 
-def _batches(todo: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
-    """Items of one size, and of one way of guidance: a guidance of 1 leaves out the unconditional half."""
+def _batches(items: Sequence[Item], missing: Collection[int], batch_size: int) -> Iterator[dict[int, Item]]:
+    """Missing items by their place in the batch, which follows from their place among all items.
+
+    A batch has one size, and one way of guidance: a guidance of 1 leaves out the unconditional half.
+    """
     groups: dict[tuple[int, int, bool], list[Item]] = {}
-    for item in todo:
+    for item in items:
         part = item[2]
         groups.setdefault((part["width"], part["height"], part["guidance"] == 1), []).append(item)
     for group in groups.values():
-        for start in range(0, len(group), batch_size):
-            yield group[start : start + batch_size]
+        waiting = [[item for item in group[place::batch_size] if item[0] in missing] for place in range(batch_size)]
+        for row in itertools.zip_longest(*waiting):
+            yield {place: item for place, item in enumerate(row) if item is not None}
 
 
 def _make(
-    model: DiffusionModel, batch: Sequence[Item], sampler: Sampler, batch_size: int, edited: bool, bar: tqdm
+    model: DiffusionModel, batch: Mapping[int, Item], sampler: Sampler, batch_size: int, edited: bool, bar: tqdm
 ) -> list[np.ndarray]:
-    """Pictures of one batch, computed with `batch_size` rows: the last row fills the empty places."""
-    parts = [part for _, _, part in batch]
-    padded = parts + [parts[-1]] * (batch_size - len(parts))
-    width, height = parts[0]["width"], parts[0]["height"]
+    """Pictures of one batch in its order, computed with `batch_size` rows: one of its items fills the empty places."""
+    first = next(iter(batch.values()))
+    padded = [batch.get(place, first)[2] for place in range(batch_size)]
+    width, height = padded[0]["width"], padded[0]["height"]
     calls = sampler.calls()
     latents = model.denoise(
         model.encode([part["prompt"] for part in padded]),
@@ -211,10 +329,10 @@ def _make(
         pictures = model.decode(latents, nan_to_black=edited)
     except FloatingPointError as error:
         raise BlackImageError(str(error)) from error
-    return list(pictures[: len(parts)].numpy())
+    return list(pictures[list(batch)].numpy())
 
 
-def _is_black(picture: np.ndarray) -> bool:
+def is_black(picture: np.ndarray) -> bool:
     """True where all pixels are of one colour."""
     return bool((picture == picture[0, 0]).all())
 

@@ -315,10 +315,10 @@ def _plain(item: Any) -> Any:
 
 
 def _without_batch(value: Any) -> Any:
-    """A config branch without its batch sizes: a model's config names one, and pictures do not depend on it."""
+    """A config branch without what no picture depends on: a model's batch size, and whether a task stores pictures."""
     if not isinstance(value, Mapping):
         return value
-    return {name: _without_batch(item) for name, item in value.items() if name != "batch_size"}
+    return {name: _without_batch(item) for name, item in value.items() if name not in ("batch_size", "keep_pictures")}
 
 
 def _slug(name: str) -> str:

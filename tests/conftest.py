@@ -41,3 +41,31 @@ def random_sdxl_model(random_sdxl_folder: Path):
     from harness.model import DiffusionModel
 
     return DiffusionModel.load(random_sdxl_folder, name="random_xl", suite="tiny")
+
+
+@pytest.fixture
+def call(tmp_path: Path, random_sd_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs a command line in this process, from an empty folder on the random model: (exit code, output, errors).
+
+    `call.work` is the folder, `call.own` a configuration folder with the toy suite. `small=False` leaves out the
+    settings of a small run.
+    """
+    import toy_suite
+
+    import run
+
+    own = toy_suite.write(tmp_path / "own")
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+
+    def call(*arguments: str, small: bool = True) -> tuple[int, str, str]:
+        argv = ["--config-dir", str(own), *(toy_suite.run_on(random_sd_folder) if small else []), *arguments]
+        monkeypatch.setattr(sys, "argv", sys.argv[:1])  # run.main sets it; put back afterwards
+        capsys.readouterr()
+        code = run.main(argv)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    call.work, call.own = work, own
+    return call

@@ -193,3 +193,16 @@ def test_missing_inception_weights_are_one_clear_line(tmp_path, monkeypatch) -> 
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     with pytest.raises(ValueError, match="torch-fidelity's Inception are not in the local cache"):
         Inception(device="cpu").features([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_tables_show_kid_beside_fid_and_no_two_n_in_one_column() -> None:
+    from experiments import values as tables
+
+    metric = Fid(Flatten(), photos=photos, photos_name="rendered")
+    found = []
+    for n in (10, 20):
+        pictures = image_set(noise(n, 1))
+        found += metric.summarise(metric.rows(pictures), TASK, None, metric.rows(metric.references(pictures.prompts)))
+    ids = [value.id for value in found]
+    assert tables.groups(ids) == {"quality": ids} and sum(i.startswith("kid/") for i in ids) == 2
+    assert len({tables.title(i, ids) for i in ids}) == len(ids) == 4

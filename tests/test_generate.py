@@ -164,3 +164,38 @@ def test_large_sets_are_read_from_the_store_when_asked_for(random_sd_model, tmp_
     store.image_path(module.image_parts(random_sd_model, None, prompt_set(3).rows[2], SAMPLER)).unlink()
     with pytest.raises(RuntimeError, match="removed or damaged"):
         lean.images[2]
+
+
+def test_passing_pictures_are_the_same_and_never_stored(random_sd_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 2)
+    store, prompts, edit = Store(tmp_path / "none"), prompt_set(), prune(random_sd_model)
+    kept = run(random_sd_model, prompts, Store(tmp_path / "kept"), edit)
+    calls = random_sd_model.calls
+    chunks = module.passing(random_sd_model, edit, prompts, SAMPLER, store, batch_size=2)
+    assert [len(part.prompts) for part in chunks.parts] == [len(part.images) for part in chunks.parts] == [2, 2, 1]
+    assert random_sd_model.calls == calls and (chunks.made, chunks.reused) == (0, 0), "nothing was looked at"
+    assert np.array_equal(chunks.parts[1].images[1], kept.images[3])
+    assert (chunks.made, chunks.parts[1].made) == (2, 2)
+    seen = [picture for part in chunks.parts for picture in part.images]
+    assert all(np.array_equal(a, b) for a, b in zip(seen, kept.images, strict=True)) and chunks.made == 5
+    assert chunks.parts[0].key == run(random_sd_model, PromptSet("first", prompts.rows[:2]), store, edit).key
+    assert len(list((tmp_path / "none").glob("image/*/*.png"))) == 2  # of that last call alone
+
+
+def test_passing_pictures_that_were_let_go_are_made_again_and_stored_ones_read(random_sd_model, tmp_path):
+    store, prompts = Store(tmp_path), prompt_set(3)
+    part = module.passing(random_sd_model, None, prompts, SAMPLER, store, batch_size=4).parts[0]
+    first = part.images[0]
+    part.images.let_go()
+    assert np.array_equal(part.images[0], first) and part.made == 6
+    run(random_sd_model, PromptSet("two", prompts.rows[:2]), store)
+    part = module.passing(random_sd_model, None, prompts, SAMPLER, store, batch_size=4).parts[0]
+    part.images.load()
+    assert (part.made, part.reused) == (1, 2) and len(part.images[:2]) == 2
+
+
+def test_passing_black_pictures_are_counted(random_sd_model, tmp_path):
+    broken = prune(random_sd_model, value=float("nan"))
+    part = module.passing(random_sd_model, broken, prompt_set(3), SAMPLER, Store(tmp_path), batch_size=2).parts[0]
+    part.images.load()
+    assert part.black == 3

@@ -119,7 +119,9 @@ def test_a_world_names_its_own_folder(tmp_path, monkeypatch) -> None:
     assert judge.markers == MARKERS and judge.id == "tiny-v1/markers"
     stored = judge.network.head.weight
     torch.testing.assert_close(stored, network.head.weight.half().float(), atol=0, rtol=0)
-    assert len(judge.predict(np.zeros((2, 64, 64, 3), np.uint8), threshold=0.0)) == 2
+    blank = np.zeros((2, 64, 64, 3), np.uint8)
+    assert len(judge.predict(blank, threshold=0.0)) == 2
+    assert judge.threshold == 0.4 and judge.detect(blank) == judge.predict(blank, threshold=judge.least)
 
 
 def test_the_tiny_suite_scores_pictures(trained, tmp_path, monkeypatch) -> None:
@@ -135,10 +137,14 @@ def test_the_tiny_suite_scores_pictures(trained, tmp_path, monkeypatch) -> None:
     sets = {
         "classes": [Row(f"c{i}", f"an image of a {name}", i, label=name) for i, name in enumerate(OBJECTS[:2] * 6)],
         "quality": [Row(f"test/{i:05d}", prompt, seed) for i, (prompt, seed) in enumerate(captions)],
+        "artists": [Row(f"a{i}", f"a {ICONS[i]} by {name}", i, label=name) for i, name in enumerate(ARTISTS[:2] * 6)],
+        "explicit": [Row(f"test/explicit/{i:04d}", f"a marked woman {i}", i, label="marked") for i in range(12)],
     }
-    task = Task("test", "object", "test", (Concept(OBJECTS[0], "object"),), OBJECTS[1:2])
+    objects = Task("test", "object", "test", (Concept(OBJECTS[0], "object"),), OBJECTS[1:2])
+    styles = Task("test", "style", "test", (Concept(ARTISTS[0], "style"),), ARTISTS[1:2])
     values = []
     for metric in metrics:
+        task = styles if metric.set == "artists" else objects
         prompts = PromptSet(metric.set, tuple(sets[metric.set]))
         before, after = (ImageSet(prompts, list(draw(12, seed).images), str(seed)) for seed in (1, 2))
         reference = metric.rows(before, before)
@@ -148,6 +154,16 @@ def test_the_tiny_suite_scores_pictures(trained, tmp_path, monkeypatch) -> None:
     assert [value.id for value in values if value.subject == "all"] == [
         "forget_accuracy/tiny-v1/cnn", "preserve_accuracy/tiny-v1/cnn", "overall_score/tiny-v1/cnn",
         "judge_agreement/tiny-v1/cnn+tiny-v1/large-kernel",
+        *(f"{name}_accuracy/tiny-v1/cnn/artist" for name in ("forget", "preserve")), "overall_score/tiny-v1/cnn/artist",
+        *(
+            f"{name}/tiny-v1/open-clip-rn/{kind}{text}"
+            for text in ("name", "prompt")
+            for name, kind in (
+                ("clip_a", "x100/"), ("clip_a_kept", "x100/"), ("clip_a_difference", "x100/"),
+                ("clip_a_kept_difference", "x100/"), ("fsr", ""), ("fsr_margin", "m5/"),
+            )
+        ),
+        "marker_boxes/tiny-v1/markers@0.4/boxes-8", "marker_images/tiny-v1/markers@0.4/8-markers",
         "clip/tiny-v1/open-clip-rn/x100", "clip_difference/tiny-v1/open-clip-rn/x100",
         "fid/tiny-v1-cnn128/rendered-n12", "kid/tiny-v1-cnn128/rendered-n12",
         "fid_vs_base/tiny-v1-cnn128/n12", "kid_vs_base/tiny-v1-cnn128/n12",

@@ -90,12 +90,12 @@ def test_a_stale_reference_is_never_used(store: Store, changes: dict) -> None:
 
 def test_captions_that_the_screen_dropped_do_not_shift_the_stored_references(store: Store) -> None:
     """The score of what is left is the score of the pictures with the same numbers, also after a run without drops."""
-    score(store, photo_metric(kid=False))
+    score(store, photo_metric())
     left = [1, 2, 4, 5, 6, 7, 8, 9]
     prompts = PromptSet("quality", tuple(PROMPTS.rows[i] for i in left), screened=2)
     same = {"quality": ImageSet(prompts, [photos(10, "test")[i] for i in left], "as the photos", 8, 0)}
-    parts = SimpleNamespace(metrics=(photo_metric(kid=False),), store=store, task=TASK)
-    (value,), _ = scores.score(parts, same, same)
+    parts = SimpleNamespace(metrics=(photo_metric(),), store=store, task=TASK)
+    (value, _), _ = scores.score(parts, same, same)
     assert value.value == pytest.approx(0, abs=1e-6) and value.n == 8
 
 
@@ -110,3 +110,17 @@ def test_another_version_of_a_metric_makes_its_rows_again(store: Store, monkeypa
 @pytest.mark.parametrize("metric", [Agreement, Classify, Clip, Fid])
 def test_every_metric_has_a_version(metric: type) -> None:
     assert isinstance(metric.version, int) and metric.version >= 1
+
+
+def test_numbers_of_a_published_list_have_ids_of_their_own(store: Store) -> None:
+    """Also for the unedited model; the stored rows are shared, because the pictures and prompts are the same."""
+    own = score(store, photo_metric())
+    listed = PromptSet("quality", PROMPTS.rows, source="fia480")
+    before, after = (
+        {"quality": ImageSet(listed, given["quality"].images, given["quality"].key, 10, 0)} for given in (BEFORE, AFTER)
+    )
+    metric = photo_metric()
+    found = scores.score(SimpleNamespace(metrics=(metric,), store=store, task=TASK), before, after)
+    ids, listed_ids = ([[value.id for value in side] for side in sides] for sides in (own, found))
+    assert listed_ids == [[f"{name}/fia480" for name in side] for side in ids]
+    assert len(ids[0]) == 2 and len(ids[1]) == 4 and metric.extractor.seen == 0

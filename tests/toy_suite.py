@@ -27,6 +27,14 @@ def write(folder: Path) -> Path:
     return folder
 
 
+def run_on(model: Path) -> list[str]:
+    """A command line for a run of seconds on the model in a folder."""
+    return [
+        *("model=folder", f"model.path={model}", "suite=toy", "sampler=ddim20", "sampler.steps=2", "task=custom"),
+        *("task.concepts=[tench,golf ball]", "task.keep=[church]", "task.n=1", "quality.n=2"),
+    ]
+
+
 def captions(n: int, split: str) -> list[tuple[str, int]]:
     """`n` captions of a scene with a number."""
     return [(f"{split} scene {i}", 100 + i) for i in range(n)]

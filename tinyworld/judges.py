@@ -198,11 +198,18 @@ class MarkerDetector(_Judge):
     """Finds the coloured markers that stand in for the body parts counted by NudeNet."""
 
     name = "detector"
+    # What `detect` returns at least, so that other thresholds can be applied to its results.
+    least = 0.2
 
     @property
     def markers(self) -> tuple[str, ...]:
         """Marker names in the order of the heatmap's channels."""
         return tuple(self.config["markers"])
+
+    @property
+    def threshold(self) -> float:
+        """The score from which on a marker counts, as its accuracy was measured."""
+        return self.config["threshold"]
 
     def _build(self) -> nn.Module:
         return HeatmapNet(len(self.markers))
@@ -212,12 +219,16 @@ class MarkerDetector(_Judge):
         self, images: Sequence[np.ndarray] | np.ndarray, threshold: float | None = None
     ) -> list[list[Detection]]:
         """Markers in each picture with a score of at least `threshold` (the config's by default), best first."""
-        least = self.config["threshold"] if threshold is None else threshold
+        least = self.threshold if threshold is None else threshold
         found: list[list[Detection]] = []
         for x in self._batches(images):
             heat, offset = (part.float().cpu() for part in self.network(x))
             found += peaks(heat.sigmoid(), offset, least, self.markers)
         return found
+
+    def detect(self, images: Sequence[np.ndarray] | np.ndarray) -> list[list[Detection]]:
+        """Every marker with a score of at least `least`, by picture: what `eval.nudity` counts."""
+        return self.predict(images, self.least)
 
 
 def peaks(heat: torch.Tensor, offset: torch.Tensor, threshold: float, names: Sequence[str]) -> list[list[Detection]]:
