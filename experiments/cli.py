@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     CompactHydraException,
     ConfigCompositionException,
@@ -29,9 +30,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.names import unknown
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 CONF = Path(__file__).resolve().parents[1] / "conf"
 ROOMS = {"harness", "fia", "baselines", "eval", "tinyworld", "experiments", "__main__"}
+
+
+# What a chain of causes holds where the input was right and the network failed; the Hub's client has its own classes.
+NETWORK = {"URLError", "ConnectionError", "TimeoutError", "TransportError", "LocalEntryNotFoundError"}
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM), as schedulers do before they kill."""
 
 
 # Hydra's own; it answers an unknown one with its whole usage.
@@ -43,7 +52,14 @@ OPTIONS = (
 
 
 def run_one(cfg: DictConfig) -> Path | None:
-    """Run one configuration, print its result, and return the record's path (None for a dry run)."""
+    """Run one configuration, print its result, and return the record's path (None for a dry run and a replay)."""
+    if cfg.replay is not None:
+        from .replay import replay
+
+        hydra = HydraConfig.get()
+        folders = [source.path for source in hydra.runtime.config_sources if source.schema == "file"]
+        replay(cfg, hydra.overrides.task, folders)
+        return None
     from .config import checked
 
     checked(cfg)  # before torch is imported
@@ -75,16 +91,26 @@ def ordered(argv: Sequence[str]) -> list[str]:
 def exit_code(error: BaseException) -> int:
     """2 where the input was at fault, else 1.
 
-    Our own modules raise ValueError for bad input on purpose. A ValueError from deep inside a library is a failure.
+    Our own modules raise ValueError for bad input on purpose. A ValueError from deep inside a library is a failure, and
+    so is one of ours that a network caused: the same input may do later.
     """
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         # What is made from the configuration refuses what it is given, a user's own method too.
         return BAD_INPUT if isinstance(error.__cause__, TypeError | ValueError) else exit_code(error.__cause__)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return BAD_INPUT
-    if type(error).__name__ == "NoEffectError":
+    if type(error).__name__ == "NoEffectError" or _network_failed(error):
         return FAILED
     return BAD_INPUT if isinstance(error, ValueError) and _raised_by_us(error.__traceback__) else FAILED
+
+
+def interruption(error: KeyboardInterrupt, argv: Sequence[str]) -> str:
+    """What to say when a run is interrupted or terminated."""
+    words = "terminated" if isinstance(error, Terminated) else "interrupted"
+    said = {item.partition("=")[0] for item in argv}
+    if "replay" in said and "store" not in said:
+        return f"{words}: a replay keeps nothing; with store=DIR the same command goes on where it stopped"
+    return f"{words}: what was computed is stored; the same command goes on from there"
 
 
 def one_line(error: BaseException, argv: Sequence[str] = ()) -> str:
@@ -168,3 +194,11 @@ def _raised_by_us(trace: TracebackType | None) -> bool:
     while trace.tb_next is not None:
         trace = trace.tb_next
     return trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ROOMS
+
+
+def _network_failed(error: BaseException | None) -> bool:
+    while error is not None:
+        if NETWORK & {kind.__name__ for kind in type(error).__mro__}:
+            return True
+        error = error.__cause__
+    return False

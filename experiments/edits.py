@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -20,15 +19,15 @@ import torch
 from torch import Tensor
 
 from harness.edit import Edit, NoEffectError, pruned_shares
-from harness.method import Meter, device_name
+from harness.method import Meter, Scratch, device_name
 from harness.model import DiffusionModel
-from harness.schedule import ordered, scheduled
+from harness.schedule import ordered, scheduled, without_effect
 
 from .setup import Setup
 
 EDIT_FILE, META_FILE = "edit_{}.safetensors", "meta.json"
 # Raised by hand when something else is kept beside an artefact; older ones are then made again.
-LAYOUT = 3
+LAYOUT = 4
 
 
 class Ledger:
@@ -78,21 +77,28 @@ def stored_edits(parts: Setup) -> tuple[list[Edit], dict[str, Any]]:
         One edit a stage of the schedule, every one relative to the untouched model, the last the result; and {shares,
         cost, no_effect, reused}: pruned shares of the result, the full cost (`full_cost`), the reason where it changes
         nothing, and whether it was in the store.
+
+    Raises:
+        NoEffectError: the edit, or that of a single concept of a schedule, changes nothing and `allow_noop` is false.
     """
     made = []
 
     def make(folder: Path) -> None:
+        made.append(True)
         meta: dict[str, Any] = {"no_effect": ""}
         model = parts.model()
         stage = _Stage(parts, model)
         try:
             concepts = ordered(parts.task.concepts, parts.config["order"])
             schedule, seed = parts.config["schedule"], parts.config["seed"]
-            edits = scheduled(schedule, parts.method, model, concepts, seed, stage)
+            allow_noop = parts.config["allow_noop"]
+            edits = scheduled(schedule, parts.method, model, concepts, seed, stage, allow_noop=allow_noop)
             meta["ledger"] = stage.ledger.entries()
             for edit in edits:
                 if edit.kind != "none":
                     edit.require_effect(model)
+            if edits[-1].kind == "none":
+                meta["no_effect"] = "; ".join(without_effect(edits[-1]))
         except NoEffectError as error:
             if not parts.config["allow_noop"]:
                 raise
@@ -102,16 +108,14 @@ def stored_edits(parts: Setup) -> tuple[list[Edit], dict[str, Any]]:
             edit.save(folder / EDIT_FILE.format(number))
         meta |= {"shares": pruned_shares(edits[-1], model), "edits": len(edits)}
         (folder / META_FILE).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        made.append(stage)
 
     folder = parts.store.folder("edit", _edit_parts(parts), make)
-    for stage in made:
-        stage.clear()
     meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
     edits = [Edit.load(folder / EDIT_FILE.format(number)) for number in range(1, meta.pop("edits") + 1)]
     # Stored by a run that allowed it; this one may not.
-    if meta["no_effect"] and not parts.config["allow_noop"]:
-        raise NoEffectError(meta["no_effect"])
+    reason = meta["no_effect"] or "; ".join(without_effect(edits[-1]))
+    if reason and not parts.config["allow_noop"]:
+        raise NoEffectError(reason)
     cost = full_cost(meta.pop("ledger"))
     return edits, {**meta, "cost": cost, "reused": not made}
 
@@ -147,14 +151,18 @@ class _Stage:
 
     def __init__(self, parts: Setup, model: DiffusionModel) -> None:
         self._store, self._model, self.ledger = parts.store, model, Ledger(model, parts.device)
-        self._scratch: list[Path] = []
+        self._making: list[tuple[str, dict[str, Any]]] = []
 
     def __call__(self, name: str, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         made = []
 
         def make_here() -> dict[str, Tensor]:
             made.append(True)
-            return make()
+            self._making.append((name, key))
+            try:
+                return make()
+            finally:
+                self._making.pop()
 
         where, start = self._where(key), time.perf_counter()
         tensors = self._store.tensors(name, where, make_here, note=self.ledger.entries)
@@ -162,16 +170,12 @@ class _Stage:
             self.ledger.found(self._store.note(name, where), time.perf_counter() - start)
         return tensors
 
-    def scratch(self, name: str, key: dict[str, Any]) -> Path:
-        """A folder for unfinished work (`harness.method.scratch`); it goes when the edit is stored."""
+    def scratch(self, name: str, key: dict[str, Any]) -> Scratch:
+        """See `harness.method.scratch`: the artefact's lock guards the folder, and the store removes it in the end."""
+        if (name, key) not in self._making:
+            raise RuntimeError(f"scratch({name!r}, key) is for use inside the `make` of stage({name!r}, key, make)")
         folder = self._store.scratch(name, self._where(key))
-        self._scratch.append(folder)
-        return folder
-
-    def clear(self) -> None:
-        """Remove the folders of finished work."""
-        for folder in self._scratch:
-            shutil.rmtree(folder, ignore_errors=True)
+        return Scratch(folder, self.ledger.entries, lambda spent: self.ledger.found(spent, 0.0))
 
     def _where(self, key: dict[str, Any]) -> dict[str, Any]:
         return {"layout": LAYOUT, "model": self._model.fingerprint, "key": key}

@@ -1,25 +1,35 @@
-"""Tables made from records only: `python -m experiments.tables results/records [--format md|csv|latex]`.
+"""Tables made from records only.
+
+    python -m experiments.tables results/records             every record of a folder
+    python -m experiments.tables fia_table1                  an experiment, the published table beside it
+    python -m experiments.tables --write results/tables      all of them, into files (`make tables`)
 
 One row a record: method, the settings in which the records differ, n, and the values with their 95 % intervals; scores
 of the task's classes in one table, general quality in another. Shares are percent. Two metric ids never share a column,
 and every table says which model it is about. Records without scores (`edit_only=true`) are counted, not shown.
+How a published table is compared: paper_tables.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import glob
+import html
 import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import values
+from harness.files import write_atomic
 
+from . import catalogue, paper_tables, paper_text, published, render, values
+from .records import find, flat, read_records
+from .render import Table
+
+# Where records that document a claim are kept, beside the folder of an experiment's own runs.
+KEPT = "results/records"
 # Keys of a configuration that say where and how a run was done, not what was computed.
 NOT_SETTINGS = {
     "store", "records", "device", "dry_run", "edit_only", "export", "replay", "debug", "logger", "allow_noop",
@@ -27,47 +37,6 @@ NOT_SETTINGS = {
 }  # fmt: skip
 # What a method's or group's name already says.
 NAMES = ("_target_", "name", "words")
-
-
-def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The records in these JSON files.
-
-    Raises:
-        ValueError: a file is not a record.
-    """
-    records = []
-    for path in paths:
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read as a record ({error})") from None
-        if not isinstance(record, dict) or not {"method", "metrics", "config"} <= set(record):
-            raise ValueError(f"{path}: not a record (a record has method, metrics and config)")
-        records.append(record)
-    return records
-
-
-def find(places: Sequence[str]) -> list[Path]:
-    """Record files in folders (not below them), matching globs, or named; sorted, each once."""
-    found: dict[Path, None] = {}
-    for place in places:
-        path = Path(place)
-        matches = sorted(path.glob("*.json")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(place))]
-        if not matches:
-            raise ValueError(f"no record at {place!r}: name a folder with records, a file, or a quoted pattern")
-        found.update(dict.fromkeys(matches))
-    return list(found)
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested configuration -> dotted keys. Lists are one value."""
-    result: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            result.update(flat(value, f"{prefix}{name}."))
-        else:
-            result[f"{prefix}{name}"] = value
-    return result
 
 
 def differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -90,15 +59,6 @@ def differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
         elif len({json.dumps(one.get(key)) for one in settings}) > 1:
             found.append(key)
     return found
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table of a group of records: `caption` says what its n counts."""
-
-    caption: str
-    header: list[str]
-    body: list[list[str]]
 
 
 CAPTIONS = {
@@ -162,12 +122,7 @@ def _world(record: Mapping[str, Any]) -> str:
 
 def markdown(records: Sequence[Mapping[str, Any]]) -> str:
     """The tables as Markdown with their notes."""
-    lines = []
-    for table in tables(records):
-        lines += [table.caption, ""]
-        rows = [table.header, ["---"] * len(table.header), *table.body]
-        lines += ["| " + " | ".join(cells) + " |" for cells in rows]
-        lines.append("")
+    lines = [line for table in tables(records) for line in render.markdown(table)]
     return "\n".join([*lines, *(f"{note}  " for note in notes(records))]).rstrip() + "\n"
 
 
@@ -194,43 +149,130 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
 
 def latex(records: Sequence[Mapping[str, Any]]) -> str:
     """Each table as a LaTeX tabular; captions and notes are comments."""
-    lines = []
-    for table in tables(records):
-        rows = [" & ".join(_tex(cell) for cell in cells) + r" \\" for cells in [table.header, *table.body]]
-        rows.insert(1, r"\hline")
-        begin = r"\begin{tabular}{l" + "r" * (len(table.header) - 1) + "}"
-        lines += [f"% {table.caption}", begin, *rows, r"\end{tabular}"]
+    lines = [line for table in tables(records) for line in render.latex(table)]
     return "\n".join([*(f"% {note}" for note in notes(records)), *lines]) + "\n"
 
 
-FORMATS = {"md": markdown, "csv": as_csv, "latex": latex}
+def as_html(records: Sequence[Mapping[str, Any]]) -> str:
+    """The tables with their notes, without a page around them."""
+    lines = [line for table in tables(records) for line in render.as_html(table)]
+    return "\n".join([*lines, *(f"<p>{html.escape(note)}</p>" for note in notes(records))]) + "\n"
+
+
+FORMATS = {"md": markdown, "csv": as_csv, "latex": latex, "html": as_html}
+HEADINGS = {"md": "### {}\n\n", "csv": "", "latex": "% {}\n", "html": "<h2>{}</h2>\n"}
+
+
+def of_records(records: Sequence[Mapping[str, Any]], form: str) -> str:
+    """One table a task and unedited model (a world that was trained again is another model): rows of different ones
+    have nothing to compare."""
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for record in records:
+        key = (record["task"], record["model"], record["split"], record["fingerprints"]["base"])
+        groups.setdefault(key, []).append(record)
+    return "\n".join(
+        HEADINGS[form].format(f"{task}, model {model}") + FORMATS[form](group)
+        for (task, model, *_), group in groups.items()
+    )
+
+
+def compared(name: str, records: Sequence[Mapping[str, Any]]) -> paper_tables.Comparison:
+    """The published table of an experiment beside those of the records that are of its task."""
+    experiment = catalogue.load(name)
+    own = [record for record in records if record["task"] == experiment.config["task"]["name"]]
+    cells = published.cells(experiment.paper)
+    comparison = paper_tables.compare(
+        name,
+        experiment.paper,
+        cells,
+        published.gate_cells(experiment.paper),
+        own,
+        catalogue.expected(name, [record["method"] for record in own]),
+    )
+    return paper_tables.flagged(comparison, cells, published.findings())
+
+
+def of_experiment(name: str, records: Sequence[Mapping[str, Any]], form: str) -> str:
+    """The published table beside the measured one; below it, in tables of their own, records that do not reproduce it.
+
+    An experiment that is compared with no paper, or with a drawing, gives the plain tables of its records.
+
+    Raises:
+        ValueError: such an experiment has no records yet.
+    """
+    experiment = catalogue.load(name)
+    if experiment.paper is None or experiment.paper.x:
+        own = [record for record in records if record["task"] == experiment.config["task"]["name"]]
+        if not own:
+            raise ValueError(f"{name} has no records yet in {experiment.records}: run it, or say --records DIR")
+        return of_records(own, form)
+    comparison = compared(name, records)
+    parts = [paper_text.FORMATS[form](comparison)]
+    if form != "csv":  # which has no place for a second table
+        for reason, group in comparison.apart:
+            count = f"{len(group)} record{'s' if len(group) > 1 else ''}"
+            parts.append(f"{HEADINGS[form].format(f'Not compared: {count} {reason}')}{of_records(group, form)}")
+    return "\n".join(parts)
+
+
+def records_of(name: str, places: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The records at these places; without any, those of the experiment's own folder and the kept ones."""
+    experiment = catalogue.load(name)
+    if not places:
+        usual = [experiment.records, *([KEPT] if experiment.paper is not None else [])]
+        places = [place for place in usual if any(Path(place).glob("*.json"))]
+    # A record's name says what was run: one that was copied to the kept ones counts once.
+    return read_records({path.name: path for path in reversed(find(places))}.values())
+
+
+def write_all(folder: Path) -> list[Path]:
+    """Every table that has records, as Markdown files: one an experiment, and one of all kept records."""
+    texts = {}
+    for name in catalogue.names():
+        records = records_of(name)
+        task = catalogue.load(name).config["task"]["name"]
+        if any(record["task"] == task for record in records):
+            texts[name] = of_experiment(name, records, "md")
+    if any(Path(KEPT).glob("*.json")):
+        texts["records"] = of_records(read_records(find([KEPT])), "md")
+    for name, text in texts.items():
+        write_atomic(folder / f"{name}.md", text.encode())
+    return [folder / f"{name}.md" for name in texts]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table of the named records; 2 where there are none."""
+    """Print or write tables; 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("places", nargs="+", metavar="DIR|FILE|PATTERN")
+    parser.add_argument("places", nargs="*", metavar="EXPERIMENT|DIR|FILE|PATTERN")
     parser.add_argument("--format", choices=FORMATS, default="md")
+    parser.add_argument("--records", nargs="+", metavar="DIR", default=[], help="an experiment's records, if elsewhere")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="write the tables of everything that has records")
     options = parser.parse_args(argv)
     try:
-        records = read_records(find(options.places))
-        # One table a task and unedited model (a world that was trained again is another model): rows of different ones
-        # have nothing to compare.
-        groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        for record in records:
-            key = (record["task"], record["model"], record["split"], record["fingerprints"]["base"])
-            groups.setdefault(key, []).append(record)
+        if options.write is not None:
+            written = write_all(options.write)
+            print("\n".join(map(str, written)) or f"no records yet, in {KEPT} or of any experiment: no tables to write")
+            return 0
+        print(_text(options.places, options.format, options.records), end="")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    for (task, model, *_), group in groups.items():
-        if options.format == "md":
-            print(f"### {task}, model {model}\n")
-        print(FORMATS[options.format](group))
-        if options.format == "csv":  # which has no place for remarks
-            for line in left_out(group):
-                print(line, file=sys.stderr)
     return 0
+
+
+def _text(places: Sequence[str], form: str, elsewhere: Sequence[str]) -> str:
+    if not places:
+        raise ValueError("name an experiment or a folder with records, or say --write DIR")
+    if len(places) == 1 and not Path(places[0]).exists() and places[0] in catalogue.names():
+        records = records_of(places[0], elsewhere)
+        text = of_experiment(places[0], records, form)
+    else:
+        records = read_records(find(places))
+        text = of_records(records, form)
+    if form == "csv":  # which has no place for remarks
+        for line in left_out(records):
+            print(line, file=sys.stderr)
+    return render.page(places[0], [text]) if form == "html" else text
 
 
 def _short(key: str, keys: Sequence[str]) -> str:
@@ -264,12 +306,6 @@ def _picked(metrics: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[Ma
 
 def _words(record: Mapping[str, Any]) -> str:
     return record["config"].get("model", {}).get("words") or "no description"
-
-
-def _tex(text: str) -> str:
-    for sign in "&%_#$":
-        text = text.replace(sign, "\\" + sign)
-    return text
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.checks import flag, fraction, one_of, pixels, whole
+from harness.checks import flag, fraction, one_of, pixels, texts, whole
 from harness.edit import Edit, NoEffectError
 from harness.masks import pack
 from harness.method import Stage
@@ -106,6 +106,8 @@ class FIA:
             whole(f"fia: {name}", getattr(self, name))
         for name in ("num_pairs", "steps"):
             whole(f"fia: {name}", getattr(self, name), optional=True)
+        if self.words is not None:
+            texts("fia: words", self.words)
         if isinstance(self.sampler, Mapping):
             self.sampler = Sampler(**self.sampler)
         if self.steps is not None and self.steps > self.sampler.calls():

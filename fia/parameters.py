@@ -12,7 +12,7 @@ PAPER_R1 = {"sexual": 0.06}
 PAPER_R2 = {"parachute": 0.03, "golf ball": 0.03, "gas pump": 0.03, "van gogh": 0.03}
 
 # The tasks that the table was made for; elsewhere `paper` means the task's own r1 and r2.
-PAPER_TASKS = ("imagenette", "imagenette_5v5", "artists", "i2p")
+PAPER_TASKS = ("imagenette", "imagenette_5v5", "imagenette_xvy", "fia50", "artists", "i2p")
 
 
 def per_concept_table(name: str, table: object, paper: Mapping[str, float], task: str | None) -> dict[str, float]:

@@ -96,7 +96,7 @@ def test_quality_has_a_table_of_its_own_with_its_n():
 
 def test_another_n_is_another_column():
     _, table = tables.tables([with_quality(record(0.5, 0.9)), with_quality(record(0.4, 0.9), n=100)])
-    first, second = (table.header.index(f"kid/cnn128/rendered-n{n} x1000") for n in (64, 100))
+    first, second = (table.header.index(f"KID (rendered-n{n}) x1000") for n in (64, 100))
     assert [row[1] for row in table.body] == ["64", "100"]  # and no unedited row: they do not share one
     assert [bool(row[first]) for row in table.body] == [True, False] == [not row[second] for row in table.body]
 
@@ -163,7 +163,7 @@ def test_a_parameter_of_one_method_is_no_difference_between_methods():
 
 def test_two_judges_never_share_a_column():
     (table,) = tables.tables([record(0.5, 0.9), record(0.5, 0.9, judge="judge-2")])
-    first, second = (table.header.index(f"forget_accuracy/judge-{i} %") for i in (1, 2))
+    first, second = (table.header.index(f"forget (judge-{i}) %") for i in (1, 2))
     mine, other = table.body[-2:]
     assert mine[first] and not mine[second]
     assert other[second] and not other[first]

@@ -1,0 +1,324 @@
+"""A published table beside what was measured: records and published cells in, rows of pairs out. Nothing is read here.
+
+A pair agrees if the published number lies in the measured 95 % interval; there is no other tolerance. Only the metric
+id that the experiment names is compared; other ids of its family stand in columns of their own. The unedited model's
+row is a gate: where it does not agree, nothing below it can be expected to. What was measured on another model or for
+other concepts is no reproduction and is handed back apart, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from . import values
+from .pools import POOLED
+from .published import Cell, Finding, Paper, Source, flags
+from .records import flat
+from .settings import Expected, Record, deviations, of_the_edit, row_of, sorted_out
+
+EDIT, POOL = "edit:", "pool:"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured number in our own unit.
+
+    Attributes:
+        n: pictures that it rests on; None where that has no meaning.
+        std: standard deviation over `runs` runs with different seeds; None for a single run.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    std: float | None = None
+    runs: int = 1
+
+
+@dataclass(frozen=True)
+class Column:
+    """A published metric of a subject, in one metric id of ours; `id` is empty where none was measured.
+
+    Attributes:
+        main: the id is the published metric's counterpart, so it is compared.
+    """
+
+    metric: str
+    subject: str
+    id: str
+    main: bool
+    scale: float
+    decimals: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: a published row with one measured row for it, or either alone.
+
+    Attributes:
+        row: published name; empty for a method that the paper does not have.
+        method: ours; empty where nothing was run.
+        settings: preset, and what differs from the experiment's own settings.
+        published, measured: by column.
+        unedited: this is the unedited model's row.
+    """
+
+    row: str
+    method: str = ""
+    settings: str = ""
+    published: Mapping[Column, Cell] = field(default_factory=dict)
+    measured: Mapping[Column, Measured] = field(default_factory=dict)
+    unedited: bool = False
+
+    def agrees(self, column: Column) -> bool | None:
+        """Whether the published number lies in the measured interval; None where that cannot be said."""
+        cell, found = self.published.get(column), self.measured.get(column)
+        if not column.main or cell is None or cell.value is None or found is None:
+            return None
+        if found.low is None or found.high is None:
+            return None
+        return column.scale * found.low <= cell.value <= column.scale * found.high
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a table says.
+
+    Attributes:
+        name, title: of the experiment, and the published table in words.
+        columns, lines: the table; the unedited model's rows come first.
+        flags: published cell -> lines of inconsistencies.csv about it.
+        lost: lines that name the table and none of its cells.
+        apart: (reason, records) of what is no reproduction of this table.
+        entries: the metric entries that are shown, for the legend.
+        silent: how many records hold nothing of this table.
+    """
+
+    name: str
+    paper: Paper
+    columns: Sequence[Column]
+    lines: Sequence[Line]
+    flags: Mapping[Cell, Sequence[Finding]] = field(default_factory=dict)
+    lost: Sequence[Finding] = ()
+    apart: Sequence[tuple[str, Sequence[Record]]] = ()
+    entries: Sequence[Mapping[str, Any]] = ()
+    silent: int = 0
+
+    def gate(self) -> list[tuple[Line, Column, bool]]:
+        """Every number of the unedited model that can be compared, and whether it agrees."""
+        pairs = [(line, column, line.agrees(column)) for line in self.lines if line.unedited for column in self.columns]
+        return [(line, column, agrees) for line, column, agrees in pairs if agrees is not None]
+
+
+def compare(
+    name: str,
+    paper: Paper,
+    cells: Sequence[Cell],
+    gate: Mapping[tuple[str, str], Cell],
+    records: Sequence[Record],
+    expected: Expected,
+) -> Comparison:
+    """The published table beside the records that reproduce it.
+
+    Args:
+        cells: of the published table.
+        gate: (metric, subject) -> the unedited model's published cell.
+        records: of the experiment's task.
+        expected: what the experiment would give each method.
+    """
+    inside, apart = sorted_out(paper, records, expected)
+    found = gated(name, paper, cells, gate, inside, expected)
+    lines = _pooled([*found.lines, *_lines(paper, cells, found.columns, inside, expected)], found.columns)
+    shown = {column.id for column in found.columns}
+    entries = [m for r in inside for m in [*r["metrics"], *r["unedited"]] if m["id"] in shown]
+    silent = sum(not _measured(paper, found.columns, [*r["metrics"], *r["unedited"]], r["edit"]) for r in inside)
+    return replace(found, lines=lines, apart=apart, entries=entries, silent=silent)
+
+
+def gated(
+    name: str,
+    paper: Paper,
+    cells: Sequence[Cell],
+    gate: Mapping[tuple[str, str], Cell],
+    records: Sequence[Record],
+    expected: Expected,
+) -> Comparison:
+    """The unedited model's rows alone, from records that reproduce the table; arguments as for `compare`."""
+    columns = _columns(paper, cells, records)
+    return Comparison(name, paper, columns, _gate_lines(paper, gate, columns, records, expected))
+
+
+def flagged(comparison: Comparison, cells: Sequence[Cell], lines: Sequence[Finding]) -> Comparison:
+    """With the known inconsistencies of the published cells, the unedited model's among them."""
+    if not comparison.paper.name:
+        return comparison
+    marked, lost = flags(comparison.paper.name, cells, lines)
+    return replace(comparison, flags=marked, lost=lost)
+
+
+def _columns(paper: Paper, cells: Iterable[Cell], records: Sequence[Record]) -> list[Column]:
+    places = {(cell.metric, cell.subject): None for cell in cells}
+    decimals: dict[str, int] = {}
+    for cell in cells:
+        digits = len(cell.text.partition(".")[2])
+        decimals[cell.metric] = max(decimals.get(cell.metric, 0), digits)
+    found = []
+    for metric, subject in places:
+        source = paper.metrics[metric]
+        ids = [i for i in _ids(source, paper.subject(subject), records) if not source.measures(i)]
+        main = [i for i in _ids(source, paper.subject(subject), records) if source.measures(i)] or [""]
+        found += [Column(metric, subject, i, True, source.scale, decimals[metric]) for i in main]
+        found += [Column(metric, subject, i, False, source.scale, decimals[metric]) for i in ids]
+    return found
+
+
+def _ids(source: Source, subject: str, records: Sequence[Record]) -> list[str]:
+    """Every measured id of the source's family with this subject, sorted."""
+    if source.id.startswith((EDIT, POOL)):
+        return [source.id] if records else []
+    entries = [m for record in records for m in [*record["metrics"], *record["unedited"]]]
+    name = values.family(source.id)
+    return sorted({m["id"] for m in entries if values.family(m["id"]) == name and m["subject"] == subject})
+
+
+def _gate_lines(
+    paper: Paper,
+    gate: Mapping[tuple[str, str], Cell],
+    columns: Sequence[Column],
+    records: Sequence[Record],
+    expected: Expected,
+) -> list[Line]:
+    """The unedited model's rows, one for each different set of values that the records hold of it."""
+    if paper.gate is None:
+        return []
+    published = {column: gate[key] for column in columns if (key := (column.metric, column.subject)) in gate}
+    lines: dict[str, Line] = {}
+    for record in records:
+        measured = _measured(paper, columns, record["unedited"], {})
+        if measured:
+            settings = [word for word in deviations(record, expected[""]) if not of_the_edit(word)]
+            key = json.dumps([(column.id, column.subject, found.value, found.n) for column, found in measured.items()])
+            lines[key] = Line(paper.gate.row, "unedited", ", ".join(settings), published, measured, True)
+    return list(lines.values()) or [Line(paper.gate.row, published=published, unedited=True)]
+
+
+def _lines(
+    paper: Paper,
+    cells: Sequence[Cell],
+    columns: Sequence[Column],
+    records: Sequence[Record],
+    expected: Expected,
+) -> list[Line]:
+    printed = {(cell.row, cell.metric, cell.subject): cell for cell in cells}
+    rows = dict.fromkeys(cell.row for cell in cells)
+    skipped = paper.gate.row if paper.gate and not paper.gate.file else None
+    found: dict[str, list[Line]] = {row: [] for row in rows if row != skipped}
+    for record in records:
+        if record["method"] == "none" and paper.gate is not None:
+            continue
+        row = row_of(paper, record)
+        named = tuple((paper.rows.get(row) or {}).keys())
+        wanted = expected.get(record["method"], expected[""])
+        settings = deviations(record, wanted, named)
+        if record.get("preset"):
+            settings.insert(0, f"preset {record['preset']}")
+        measured = _measured(paper, columns, record["metrics"], record["edit"])
+        if measured:
+            line = Line(row, record["method"], ", ".join(settings), measured=measured)
+            found.setdefault(row, []).append(line)
+    lines = []
+    for row, members in found.items():
+        published = {c: cell for c in columns if (cell := printed.get((row, c.metric, c.subject)))}
+        members = sorted(members, key=lambda line: (line.method, line.settings))
+        lines += [replace(line, published=published) for line in [*members, *_repeated(members)] or [Line(row)]]
+    return lines
+
+
+def _measured(
+    paper: Paper, columns: Sequence[Column], metrics: Sequence[Mapping[str, Any]], edit: Mapping[str, Any]
+) -> dict[Column, Measured]:
+    found = {}
+    for column in columns:
+        if column.id.startswith(EDIT):
+            value = _from_edit(edit, column.id.removeprefix(EDIT))
+            if value is not None:
+                found[column] = Measured(value)
+        elif column.id:
+            entry = values.pick(metrics, column.id, paper.subject(column.subject))
+            if entry is not None:
+                found[column] = Measured(entry["value"], entry["low"], entry["high"], entry["n"])
+    return found
+
+
+def _from_edit(edit: Mapping[str, Any], sum_of: str) -> float | None:
+    """`counts.all.pruned+counts.all.agnostic` of what an edit says of itself; None where it does not."""
+    own = flat(edit)
+    parts = [own.get(path) for path in sum_of.split("+")]
+    return None if any(part is None for part in parts) else sum(parts)
+
+
+def _repeated(lines: Sequence[Line]) -> list[Line]:
+    """Below rows that differ in the seed only: their mean and standard deviation.
+
+    It has no interval and is not compared: the spread of a few seeds says nothing about the choice of pictures.
+    """
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        words = [word for word in line.settings.split(", ") if word and not word.startswith("seed ")]
+        groups.setdefault((line.method, ", ".join(words)), []).append(line)
+    means = []
+    for (method, settings), group in groups.items():
+        if len(group) > 1:
+            words = ", ".join([*([settings] if settings else []), f"mean of {len(group)} seeds"])
+            means.append(Line(group[0].row, method, words, measured=_mean([line.measured for line in group])))
+    return means
+
+
+def _mean(runs: Sequence[Mapping[Column, Measured]]) -> dict[Column, Measured]:
+    found = {}
+    for column in runs[0]:
+        own = [run[column] for run in runs if column in run and run[column].value is not None]
+        if len(own) == len(runs):
+            numbers = [item.value for item in own]
+            mean, std = statistics.fmean(numbers), statistics.stdev(numbers)
+            found[column] = Measured(mean, n=own[0].n, std=std, runs=len(own))
+    return found
+
+
+def _pooled(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
+    """The lines with the numbers that depend on all of them."""
+    lines = list(lines)
+    for column in columns:
+        if column.id not in POOLED:
+            continue
+        pool = POOLED[column.id]
+        sources = [
+            next((c for c in columns if c.metric == metric and c.main and c.id), None) for metric in pool.metrics
+        ]
+        if None in sources:
+            continue
+        # One run a row: a mean of seeds would count its runs twice.
+        chosen = [
+            i
+            for i, line in enumerate(lines)
+            if (pool.unedited or not line.unedited) and not _is_mean(line) and all(_known(line, s) for s in sources)
+        ]
+        numbers = [[s.scale * lines[i].measured[s].value for i in chosen] for s in sources]
+        if any(len(set(own)) < 2 for own in numbers):  # nothing to compare yet
+            continue
+        for i, value in zip(chosen, pool.rule(*numbers), strict=True):
+            lines[i] = replace(lines[i], measured={**lines[i].measured, column: Measured(value)})
+    return lines
+
+
+def _known(line: Line, column: Column) -> bool:
+    return column in line.measured and line.measured[column].value is not None
+
+
+def _is_mean(line: Line) -> bool:
+    return any(found.runs > 1 for found in line.measured.values())

@@ -1,0 +1,208 @@
+"""A comparison with a published table as Markdown, LaTeX, HTML or CSV."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import string
+from collections.abc import Mapping, Sequence
+
+from . import render, values
+from .paper_tables import EDIT, POOL, Column, Comparison, Line, Measured
+from .published import AGGREGATES, Cell
+from .render import Table
+
+# How published metrics are called above a column; a class, artist or part stands behind.
+TITLES = {
+    "forget_acc": "",
+    "preserve_acc": "keep",
+    "avg_forget_acc": "mean forget",
+    "avg_preserve_acc": "mean keep",
+    "overall_score": "overall",
+    "clip_coco": "CLIP",
+    "fid_coco": "FID",
+    "nudenet_count": "",
+    "nudenet_total": "total",
+    "clip_a": "CLIP_a",
+    "avg_clip_a": "mean CLIP_a",
+    "fsr": "FSR",
+    "avg_rank": "mean rank",
+    "uq": "UQ",
+}
+DASH = "-"
+# Tables with more published columns are turned: their classes are rows.
+WIDE = 20
+VERDICTS = {True: " in", False: " out", None: ""}
+READING = (
+    "Each cell: published / measured [95 % interval]; - = not printed, or not run. in, out: the published number lies "
+    "inside the measured interval, or outside of it; without a word the two are not compared. (a), (b): see below."
+)
+
+
+def above(comparison: Comparison) -> list[str]:
+    """What has to be read before the table: whether the unedited model is the published one."""
+    if comparison.paper.gate is None:
+        return ["No gate: the paper prints no unedited model that this table could be held against."]
+    compared = comparison.gate()
+    if not compared:
+        return ["Gate open: the unedited model was not measured, so nothing here is a reproduction yet."]
+    wrong = [(line, column) for line, column, agrees in compared if not agrees]
+    row = comparison.paper.gate.row
+    if not wrong:
+        count = f"all {len(compared)} numbers that can be compared" if len(compared) > 1 else "the one compared number"
+        return [f"Gate passed: {row}, unedited, agrees with the published row in {count}."]
+    shown = "; ".join(
+        f"{column_title(column)}{f' ({line.settings})' if line.settings else ''}: {_pair(line, column, {})}"
+        for line, column in wrong
+    )
+    return [
+        f"GATE FAILED: {row}, unedited, differs from the published row beyond its interval in {len(wrong)} of "
+        f"{len(compared)} numbers ({shown}). Model, prompts, sampling or judge are not the published ones, so no "
+        "difference in the rows below can be laid to a method."
+    ]
+
+
+def table(comparison: Comparison) -> Table:
+    """The rows of pairs."""
+    marks = {
+        cell: "".join(f" ({letter})" for number, letter in _letters(comparison).items() if number in about)
+        for cell, found in comparison.flags.items()
+        for about in [{finding.number for finding in found}]
+    }
+    columns = comparison.columns
+    header = ["published", "measured as", "settings", "n", *(column_title(column) for column in columns)]
+    body = [
+        [
+            line.row or DASH,
+            line.method or DASH,
+            line.settings or (DASH if not line.method else "the experiment's"),
+            _counts(line, columns),
+            *(_pair(line, column, marks) for column in columns),
+        ]
+        for line in comparison.lines
+    ]
+    found = Table(READING, header, body)
+    return found.turned() if len({(c.metric, c.subject) for c in columns}) > WIDE else found
+
+
+def below(comparison: Comparison) -> list[str]:
+    """Source and protocol, what every column is, remarks on published cells, what was left out."""
+    paper = comparison.paper
+    model = f" Published on {paper.model}." if paper.model else " The paper does not say on which model."
+    lines = [f"Published: {paper.source}.{model} Protocol: {paper.protocol}"]
+    if paper.gate and paper.gate.file:
+        lines.append(f"This table prints no unedited model; the row {paper.gate.row} is that of {paper.gate.file}.")
+    ids = list(dict.fromkeys(c.id for c in comparison.columns if c.id and not c.id.startswith((EDIT, POOL))))
+    lines += [values.legend(i, ids, comparison.entries) for i in ids if any(m["id"] == i for m in comparison.entries)]
+    beside = list(dict.fromkeys(c.id for c in comparison.columns if not c.main))
+    if beside:
+        lines.append(f"Not the published metric, so shown beside it and not compared: {', '.join(beside)}.")
+    for column in comparison.columns:
+        pool = [line for line in comparison.lines if column in line.measured and column.id.startswith(POOL)]
+        if pool:
+            rows = ", ".join(line.method + (f" ({line.settings})" if line.settings else "") for line in pool)
+            lines.append(f"{column_title(column)} depends on the rows compared, here: {rows}.")
+    known = {finding.number: finding for found in comparison.flags.values() for finding in found}
+    lines += [f"({letter}) {known[number].words}." for number, letter in _letters(comparison).items()]
+    if comparison.silent:
+        lines.append(f"Left out: records that hold nothing of this table: {comparison.silent}.")
+    for finding in comparison.lost:
+        lines.append(f"inconsistencies.csv line {finding.number} names no cell of this table: {finding.words}.")
+    return lines
+
+
+def markdown(comparison: Comparison) -> str:
+    """Title, gate, table, notes."""
+    gate = [f"**{line}**" if line.startswith("GATE") else line for line in above(comparison)]
+    parts = [f"# {comparison.name}", "", *gate, "", *render.markdown(table(comparison))]
+    return "\n".join([*parts, *(f"{note}  " for note in below(comparison))]).rstrip() + "\n"
+
+
+def latex(comparison: Comparison) -> str:
+    """A tabular; gate and notes are comments."""
+    notes = [comparison.name, *above(comparison), *below(comparison)]
+    return "\n".join([*(f"% {note}" for note in notes), *render.latex(table(comparison))]) + "\n"
+
+
+def as_html(comparison: Comparison) -> str:
+    """A heading, the gate, the table and the notes, without a page around them."""
+    gate = [f"<p><strong>{html.escape(line)}</strong></p>" for line in above(comparison)]
+    notes = [f"<p>{html.escape(line)}</p>" for line in below(comparison)]
+    return "\n".join([f"<h1>{comparison.name}</h1>", *gate, *render.as_html(table(comparison)), *notes]) + "\n"
+
+
+def as_csv(comparison: Comparison) -> str:
+    """One line a pair, in the published unit, with everything in columns of its own."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        ["row", "method", "settings", "metric", "subject", "id", "published", "published_std", "measured", "low",
+         "high", "n", "std", "runs", "agrees", "known_inconsistencies"]
+    )  # fmt: skip
+    for line in comparison.lines:
+        for column in comparison.columns:
+            cell, found = line.published.get(column), line.measured.get(column, Measured(None))
+            if column not in line.measured and cell is None:
+                continue
+            numbers = [None if v is None else column.scale * v for v in (found.value, found.low, found.high)]
+            std = None if found.std is None else column.scale * found.std
+            agrees = {True: "in", False: "out", None: ""}[line.agrees(column)]
+            known = " ".join(str(finding.number) for finding in comparison.flags.get(cell, ()))
+            texts = [cell.text, cell.std] if cell and column.main else ["", ""]
+            name = [line.row, line.method, line.settings, column.metric, column.subject, column.id]
+            writer.writerow([*name, *texts, *numbers, found.n, std, found.runs, agrees, known])
+    return buffer.getvalue()
+
+
+FORMATS = {"md": markdown, "latex": latex, "csv": as_csv, "html": as_html}
+
+
+def column_title(column: Column) -> str:
+    """Class or metric, its unit, and the id where it is not the published metric's."""
+    words = TITLES.get(column.metric, column.metric)
+    subject = "" if column.subject in AGGREGATES else column.subject
+    title = " ".join(word for word in (words, subject) if word) or column.metric
+    return f"{title}{' %' if column.scale == 100 else ''}{'' if column.main else f' ({column.id})'}"
+
+
+def _pair(line: Line, column: Column, marks: Mapping[Cell, str]) -> str:
+    found = _number(line.measured.get(column), column)
+    if not column.main:
+        return found
+    cell = line.published.get(column)
+    printed = DASH
+    if cell is not None and cell.text:
+        printed = f"{cell.text}{f' ± {cell.std}' if cell.std else ''}{marks.get(cell, '')}"
+    return f"{printed} / {found}{VERDICTS[line.agrees(column)]}"
+
+
+def _number(found: Measured | None, column: Column) -> str:
+    if found is None:
+        return DASH
+    if found.value is None:
+        return "n/a"
+
+    def show(value: float) -> str:
+        return f"{column.scale * value:.{column.decimals}f}"
+
+    text = show(found.value)
+    if found.std is not None:
+        text += f" ± {show(found.std)}"
+    elif found.low is not None and found.high is not None:
+        text += f" [{show(found.low)}, {show(found.high)}]"
+    return text
+
+
+def _counts(line: Line, columns: Sequence[Column]) -> str:
+    """Every n of the row, in the columns' order."""
+    counts = [line.measured[column].n for column in columns if column in line.measured]
+    return "/".join(map(str, dict.fromkeys(n for n in counts if n is not None))) or DASH
+
+
+def _letters(comparison: Comparison) -> dict[int, str]:
+    """Line of inconsistencies.csv -> the letter that stands for it in this table: a to z, then aa, ab and so on."""
+    numbers = sorted({finding.number for found in comparison.flags.values() for finding in found})
+    alphabet = string.ascii_lowercase
+    letters = [*alphabet, *(first + second for first in alphabet for second in alphabet)]
+    return dict(zip(numbers, letters, strict=False))

@@ -1,0 +1,50 @@
+"""Finding and reading records, and their settings as flat keys; what tables, fronts and figures begin with."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """The records in these JSON files.
+
+    Raises:
+        ValueError: a file is not a record.
+    """
+    records = []
+    for path in paths:
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: cannot be read as a record ({error})") from None
+        if not isinstance(record, dict) or not {"method", "metrics", "config"} <= set(record):
+            raise ValueError(f"{path}: not a record (a record has method, metrics and config)")
+        records.append(record)
+    return records
+
+
+def find(places: Sequence[str]) -> list[Path]:
+    """Record files in folders (not below them), matching globs, or named; sorted, each once."""
+    found: dict[Path, None] = {}
+    for place in places:
+        path = Path(place)
+        matches = sorted(path.glob("*.json")) if path.is_dir() else [Path(p) for p in sorted(glob.glob(place))]
+        if not matches:
+            raise ValueError(f"no record at {place!r}: name a folder with records, a file, or a quoted pattern")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested configuration -> dotted keys. Lists are one value."""
+    result: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping) and value:
+            result.update(flat(value, f"{prefix}{name}."))
+        else:
+            result[f"{prefix}{name}"] = value
+    return result

@@ -1,0 +1,64 @@
+"""One table as Markdown, LaTeX or HTML. Cells are finished text; nothing is computed here."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# What LaTeX would read as a command, or does not know.
+TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "^": r"\^{}", "~": r"\~{}"} | {sign: f"\\{sign}" for sign in "&%_#$"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Header and body of plain text cells, with a line above that says what the table is."""
+
+    caption: str
+    header: list[str]
+    body: list[list[str]]
+
+    def turned(self) -> Table:
+        """Rows as columns: for a table with many columns and few rows."""
+        header, *body = (list(cells) for cells in zip(self.header, *self.body, strict=True))
+        return Table(self.caption, header, body)
+
+
+def markdown(table: Table) -> list[str]:
+    """Caption, blank line, table, blank line."""
+    rows = [table.header, ["---"] * len(table.header), *table.body]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows]
+    return [table.caption, "", *lines, ""]
+
+
+def latex(table: Table) -> list[str]:
+    """A tabular; the caption is a comment."""
+    rows = [" & ".join(map(tex, cells)) + r" \\" for cells in [table.header, *table.body]]
+    rows.insert(1, r"\hline")
+    return [
+        f"% {table.caption}",
+        r"\begin{tabular}{l" + "r" * (len(table.header) - 1) + "}",
+        *rows,
+        r"\end{tabular}",
+    ]
+
+
+def as_html(table: Table) -> list[str]:
+    """A table element with the caption inside."""
+    lines = [f"<table><caption>{html.escape(table.caption)}</caption>"]
+    for tag, rows in (("th", [table.header]), ("td", table.body)):
+        for cells in rows:
+            lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>")
+    return [*lines, "</table>"]
+
+
+def tex(text: str) -> str:
+    """Plain text for LaTeX."""
+    return "".join(TEX.get(sign, sign) for sign in text)
+
+
+def page(title: str, blocks: Sequence[str]) -> str:
+    """An HTML page of finished blocks."""
+    style = "table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #bbb;padding:2px 6px;text-align:left}"
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
+    return "\n".join([head, *blocks]) + "\n"

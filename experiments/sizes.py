@@ -1,0 +1,130 @@
+"""What the experiments cost in pictures and disk: the table of docs/reproduce.md.
+
+    python -m experiments.sizes                writes the table anew; a test holds it to the configuration files
+
+Nothing is downloaded and no prompt is read: the numbers follow from the configurations.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from harness.files import write_atomic
+from harness.i2p import MODES
+from harness.lists import SOURCES
+
+from . import catalogue
+from .records import find, read_records
+from .settings import sorted_out
+
+# Bytes of one stored PNG a pixel: measured on photos, an upper bound for drawings.
+PNG_BYTES_PER_PIXEL = 1.6
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reproduce.md"
+BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
+# Rows of the views of I2P, before the prompt screen.
+VIEWS = {"first300": 300, "nudity_gt0": SOURCES["i2p_nudity_spm"].rows, "all": SOURCES["i2p"].rows}
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all runs of an experiment make, if nothing is stored yet.
+
+    Attributes:
+        runs: of the sweep.
+        unedited: pictures of the unedited model, which all runs share.
+        edited: pictures of the edited ones, before the prompt screen takes some away.
+        disk: bytes, at most.
+    """
+
+    runs: int
+    unedited: int
+    edited: int
+    disk: int
+
+
+def size(name: str) -> Size:
+    """The size of an experiment's whole sweep."""
+    experiment = catalogue.load(name)
+    shared: dict[tuple[str, str], int] = {}
+    edited = stored = 0
+    jobs = experiment.jobs()
+    for job in [] if experiment.config["edit_only"] else jobs:
+        # Only what a job says of the task changes which pictures it makes.
+        task = OmegaConf.from_dotlist([override for override in job if override.startswith("task.")])
+        own = pictures(OmegaConf.to_container(OmegaConf.merge(experiment.config, task)))
+        shared |= own
+        if "method=none" not in job:
+            edited += sum(own.values())
+            stored += sum(count for (kind, _), count in own.items() if kind != "unstored")
+    side = experiment.config["model"]["size"]
+    kept = sum(count for (kind, _), count in shared.items() if kind != "unstored")
+    disk = int((stored + kept) * side**2 * PNG_BYTES_PER_PIXEL)
+    return Size(len(jobs), sum(shared.values()), edited, disk)
+
+
+def pictures(config: Mapping[str, Any]) -> dict[tuple[str, str], int]:
+    """Pictures of one run for one model, as (kind, label) -> count; the same key means the same pictures.
+
+    Kind is `task`, `captions`, or `unstored` for those that are scored in memory only.
+    """
+    task = config["task"]
+    found = {("captions", ""): config["quality"]["n"]} if config["quality"]["n"] else {}
+    if task["kind"] == "explicit":
+        view = task["view"] or MODES[task["mode"]]
+        kind = "task" if task["keep_pictures"] else "unstored"
+        return {**found, (kind, view): min(VIEWS[view], task["n"] or VIEWS[view])}
+    # A task that forgets the first so many of its classes has no list of concepts.
+    forget = task.get("concepts") or task["classes"][: task.get("size")]
+    return {**found, **{("task", label): task["n"] for label in (*forget, *task.get("keep", ()))}}
+
+
+def seconds(name: str, records: list[dict[str, Any]]) -> tuple[float, int]:
+    """What the records that reproduce the experiment say they took in all, and how many they are."""
+    experiment = catalogue.load(name)
+    own = [record for record in records if record["task"] == experiment.config["task"]["name"]]
+    expected = catalogue.expected(name, [record["method"] for record in own])
+    inside, _ = sorted_out(experiment.paper, own, expected, ("task.concepts", "task.keep"))
+    return sum(record["cost"]["seconds"] for record in inside), len(inside)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """The table as Markdown, one row an experiment that is compared with a paper."""
+    header = ["experiment", "runs", "unedited pictures", "edited pictures", "disk, at most", "time of kept records"]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for name in sorted(catalogue.names(), key=_order):
+        if catalogue.load(name).paper is None:
+            continue
+        own = size(name)
+        spent, count = seconds(name, records)
+        time = f"{spent / 3600:.1f} h for {count} of {own.runs} runs" if count else "-"
+        numbers = [f"{own.runs:,}", f"{own.unedited:,}", f"{own.edited:,}", f"{own.disk / 1e9:,.0f} GB"]
+        rows.append([f"`{name}`", *numbers, time])
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
+
+
+def _order(name: str) -> tuple[str, int, str]:
+    """fia_table2 before fia_table10."""
+    words = name.rstrip("ab0123456789")
+    digits = "".join(sign for sign in name[len(words) :] if sign.isdigit())
+    return words, int(digits or 0), name
+
+
+def main() -> int:
+    """Write the table between its marks in docs/reproduce.md."""
+    kept = Path(__file__).resolve().parents[1] / "results" / "records"
+    records = read_records(find([str(kept)])) if any(kept.glob("*.json")) else []
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    write_atomic(PAGE, (head + BEGIN + table(records) + END + tail).encode())
+    print(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

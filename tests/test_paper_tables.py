@@ -1,0 +1,591 @@
+"""Published tables beside measured ones: the files of results/paper, the comparison, its text, the experiment files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from omegaconf import OmegaConf
+
+from experiments import catalogue, figures, paper_tables, paper_text, published, sizes, tables, values
+from experiments.figures import Point, reach
+from experiments.published import Cell, Paper, Source
+from experiments.records import flat
+from experiments.settings import row_of
+from experiments.uq import uq
+
+RESNET = "forget_accuracy/judge"
+CLIP = "clip/encoder"
+COMPARED = [name for name in catalogue.names() if catalogue.load(name).paper is not None]
+TABLES = [name for name in COMPARED if not catalogue.load(name).paper.x]
+
+
+def paper(**changes) -> Paper:
+    """Two erased classes, their mean and CLIP, printed for the unedited model and two methods."""
+    section = {
+        "source": "a paper, table 1",
+        "file": "none.csv",
+        "name": "T1",
+        "model": "sd15",
+        "protocol": "50 steps.",
+        "rows": {"FIA": {"method.name": ["fia", "fia_release"]}, "ESD": None},
+        "metrics": {
+            "forget_acc": {"id": RESNET, "scale": 100},
+            "avg_forget_acc": {"id": RESNET, "scale": 100},
+            "clip_coco": {"id": CLIP},
+        },
+        "gate": {"row": "SD v1.5"},
+    }
+    return Paper.of(section | changes)
+
+
+def printed(std: str = "") -> list[Cell]:
+    numbers = {
+        "SD v1.5": ("90.0", "80.0", "85.0", "31.42"),
+        "FIA": ("1.0", "0.5", "0.8", "29.56"),
+        "ESD": ("50.0",) * 4,
+    }
+    places = (("forget_acc", "tench"), ("forget_acc", "church"), ("avg_forget_acc", "all"), ("clip_coco", "coco"))
+    return [
+        Cell(row, *place, text, std)
+        for row, texts in numbers.items()
+        for place, text in zip(places, texts, strict=True)
+    ]
+
+
+def entry(id: str, subject: str, value: float, half: float, n: int) -> dict:
+    ends = {"low": value - half, "high": value + half}
+    return {"id": id, "subject": subject, "value": value, "n": n, **ends, "higher_is_better": id == CLIP}
+
+
+def measured(tench: float, church: float, clip: float, half: float = 0.01) -> list[dict]:
+    return [
+        entry(RESNET, "tench", tench, half, 500),
+        entry(RESNET, "church", church, half, 500),
+        entry(RESNET, "all", (tench + church) / 2, half, 1000),
+        entry(CLIP, "all", clip, 0.05, 30000),
+    ]
+
+
+SETTINGS = {
+    "method": {"name": "fia", "alpha": 0.6},
+    "task": {"name": "imagenette", "n": 500, "concepts": ["tench", "church"], "keep": []},
+    "quality": {"n": 30000},
+    "seed": 0,
+}
+EXPECTED = {"": flat(SETTINGS), "fia": flat(SETTINGS)}
+
+
+def record(metrics: list[dict], method: str = "fia", unedited: list[dict] | None = None, **changes) -> dict:
+    config = {
+        **SETTINGS,
+        "method": {"name": method, "alpha": changes.pop("alpha", 0.6)},
+        "task": {**SETTINGS["task"], "n": changes.pop("n", 500)},
+        "seed": changes.pop("seed", 0),
+    }
+    found = {
+        "method": method, "task": "imagenette", "model": "sd15", "split": "test", "preset": "", "edit": {},
+        "metrics": metrics, "unedited": unedited or measured(0.9, 0.8, 31.40), "config": config,
+        "world": "", "note": "", "fingerprints": {"base": "01"},
+    }  # fmt: skip
+    return found | changes
+
+
+def compare(records: list[dict], cells: list[Cell] | None = None, section: Paper | None = None):
+    cells, section = cells or printed(), section or paper()
+    gate = {(c.metric, c.subject): c for c in cells if section.gate and c.row == section.gate.row}
+    return paper_tables.compare("table", section, cells, gate, records, EXPECTED)
+
+
+def rows(comparison) -> list[list[str]]:
+    return paper_text.table(comparison).body
+
+
+# --- the files ------------------------------------------------------------------------------------------------------
+
+
+def test_uq_gives_scapres_table_to_two_decimals():
+    lines = published.read("scapre_imagenette10.csv")
+    columns = {
+        metric: {line["method"]: line["value"] for line in lines if line["metric"] == metric}
+        for metric in ("avg_forget_acc", "clip_coco", "uq")
+    }
+    methods = list(columns["avg_forget_acc"])
+    numbers = uq(
+        [float(columns["avg_forget_acc"][m]) for m in methods], [float(columns["clip_coco"][m]) for m in methods]
+    )
+    found = {method: f"{number:.2f}" for method, number in zip(methods, numbers, strict=True)}
+    wrong = {m: (found[m], columns["uq"][m]) for m in methods if columns["uq"][m] and found[m] != columns["uq"][m]}
+    assert len(methods) == 9
+    assert wrong == {"SPM": ("52.89", "49.89")}  # one digit is misprinted
+
+
+def test_uq_does_not_depend_on_the_order_or_the_scale_of_the_pool():
+    first = uq([90, 8, 1], [31, 29, 30])
+    assert uq([1, 90, 8], [30, 31, 29]) == pytest.approx([first[2], first[0], first[1]])
+    assert uq([0.90, 0.08, 0.01], [31, 29, 30]) == pytest.approx(first)
+    with pytest.raises(ValueError, match="2 accuracies and 1 CLIP"):
+        uq([1, 2], [3])
+    with pytest.raises(ValueError, match="equal accuracies"):
+        uq([1, 1], [2, 3])
+
+
+def averages(name: str) -> dict[tuple[str, str], tuple[float, str]]:
+    """(row, average metric) -> mean of the class rows, printed average."""
+    found, means = {}, {}
+    experiment = catalogue.load(name).paper
+    for cell in published.cells(experiment):
+        found.setdefault((cell.row, cell.metric), []).append(cell)
+    for (row, metric), cells in found.items():
+        if (row, f"avg_{metric}") in found:
+            means[row, f"avg_{metric}"] = fmean(c.value for c in cells), found[row, f"avg_{metric}"][0].text
+    return means
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["fia_table1", "fia_table2", "fia_table5", "fia_table12", "fia_table13", "fia_table14", "fia_table18",
+     "fia_table19", "scapre_imagenette"],
+)  # fmt: skip
+def test_every_average_that_does_not_follow_is_a_known_inconsistency(name: str):
+    """Recomputed here; half a unit of the last printed digit is what rounding allows."""
+    section = catalogue.load(name).paper
+    marked, _ = published.flags(section.name, published.cells(section), published.findings())
+    known = {(cell.row, cell.metric) for cell in marked if cell.metric.startswith("avg_")}
+    found = averages(name)
+    half = {text: 0.5 * 10 ** -len(text.partition(".")[2]) + 1e-9 for _, text in found.values()}
+    wrong = {place for place, (mean, text) in found.items() if abs(mean - float(text)) > half[text]}
+    assert found and wrong <= known
+    # And no average is called wrong that follows; table 2's averages are also held against figure 4.
+    if name != "fia_table2":
+        assert wrong == known
+
+
+def test_every_line_on_inconsistencies_finds_its_cell_in_some_table():
+    found = set()
+    for name in TABLES:
+        section = catalogue.load(name).paper
+        marked, lost = published.flags(section.name, published.cells(section), published.findings())
+        assert lost == []
+        found |= {line.number for lines in marked.values() for line in lines}
+    left = [(line.where, line.cell) for line in published.findings() if line.number not in found]
+    assert left == [
+        ("FIA T15", "UCE UnlearnDiffAtk"),
+        ("FIA T15", "FIA UnlearnDiffAtk"),
+        ("FIA T15 vs attack leaderboard", "UCE UnlearnDiffAtk"),
+        ("FIA text vs Fig. 6", "number of concepts within both dashed limits"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "cells"),
+    [
+        # where: T14 (both) vs T1 (FIA); cell: tench; printed 0.1, against 0.0
+        ("fia_table14", 32, {("both", "forget_acc", "tench", "0.1")}),
+        ("fia_table1", 32, {("FIA", "forget_acc", "tench", "0.0")}),  # not the other classes that print 0.0
+        # T10/T11 vs T3: S-Attn_v CLIP, printed 32.00; table 11 has a total of 32
+        ("fia_table11", 39, set()),
+        ("fia_table10", 39, {("S-Attn_v", "clip_coco", "coco", "32.00")}),
+        ("fia_table3", 39, {("SD v1.4", "clip_coco", "coco", "31.34")}),
+        # Buttocks 40 against 29; Genitalia (M) 45 against 7
+        ("fia_table10", 46, {("C-Attn_v", "nudenet_count", "Buttocks", "40"),
+                             ("C-Attn_v", "nudenet_count", "Genitalia (M)", "45")}),
+        ("fia_table2", 73, {("FMN", "avg_forget_acc", "all", "48.9")}),
+    ],
+)  # fmt: skip
+def test_a_line_marks_its_cells_and_no_others(name: str, number: int, cells: set):
+    section = catalogue.load(name).paper
+    marked, _ = published.flags(section.name, published.cells(section), published.findings())
+    about = {cell for cell, lines in marked.items() if number in {line.number for line in lines}}
+    assert {(c.row, c.metric, c.subject, c.text) for c in about} == cells
+
+
+def test_a_line_that_names_no_cell_is_said():
+    line = published.Finding(7, "FIA T1", "FMN avg", "12.3", "12.4", "mean")
+    marked, lost = published.flags("T1", printed(), [line])
+    assert marked == {} and lost == [line]
+    comparison = paper_tables.flagged(compare([]), printed(), [line])
+    assert any("line 7 names no cell of this table" in note for note in paper_text.below(comparison))
+
+
+# --- the comparison -------------------------------------------------------------------------------------------------
+
+
+def test_published_and_measured_stand_in_one_cell_with_a_verdict():
+    comparison = compare([record(measured(0.011, 0.2, 29.57))])
+    assert rows(comparison) == [
+        ["SD v1.5", "unedited", "the experiment's", "500/1000/30000", "90.0 / 90.0 [89.0, 91.0] in",
+         "80.0 / 80.0 [79.0, 81.0] in", "85.0 / 85.0 [84.0, 86.0] in", "31.42 / 31.40 [31.35, 31.45] in"],
+        ["FIA", "fia", "the experiment's", "500/1000/30000", "1.0 / 1.1 [0.1, 2.1] in", "0.5 / 20.0 [19.0, 21.0] out",
+         "0.8 / 10.6 [9.6, 11.6] out", "29.56 / 29.57 [29.52, 29.62] in"],
+        ["ESD", "-", "-", "-", "50.0 / -", "50.0 / -", "50.0 / -", "50.0 / -"],
+    ]  # fmt: skip
+
+
+def test_without_records_everything_measured_is_a_dash():
+    comparison = compare([])
+    assert all(cell.endswith(" / -") for row in rows(comparison) for cell in row[4:])
+    assert "Gate open" in paper_text.above(comparison)[0]
+
+
+def test_the_gate_stands_above_every_other_cell():
+    passed = compare([record(measured(0.01, 0.005, 29.56))])
+    assert paper_text.above(passed) == [
+        "Gate passed: SD v1.5, unedited, agrees with the published row in all 4 numbers that can be compared."
+    ]
+    failed = compare([record(measured(0.01, 0.005, 29.56), unedited=measured(0.7, 0.8, 31.4))])
+    text = paper_text.markdown(failed)
+    assert "differs from the published row beyond its interval in 2 of 4 numbers" in text
+    assert "tench %: 90.0 / 70.0 [69.0, 71.0] out" in text
+    assert text.index("**GATE FAILED") < text.index("| published |")
+    for form in ("latex", "html"):
+        shown = paper_text.FORMATS[form](failed)
+        assert shown.index("GATE FAILED") < shown.index({"latex": "tabular", "html": "<table>"}[form])
+
+
+def test_a_gate_from_another_table_says_so():
+    notes = paper_text.below(tables.compared("fia_table2", []))
+    assert notes[1].endswith("the row SD v1.5 is that of fia_table01_imagenette10.csv.")
+    line = tables.compared("fia_table2", []).lines[0]
+    printed_for = {(c.metric, c.subject): cell.text for c, cell in line.published.items()}
+    assert line.unedited and printed_for["preserve_acc", "church"] == "86.9" and len(printed_for) == 10
+
+
+def test_two_unedited_models_are_two_rows_and_one_that_fails_is_named():
+    other = record(measured(0.01, 0.005, 29.5), unedited=measured(0.7, 0.8, 31.4), n=50)
+    comparison = compare([record(measured(0.01, 0.005, 29.56)), other])
+    assert [row[:3] for row in rows(comparison)[:2]] == [
+        ["SD v1.5", "unedited", "the experiment's"], ["SD v1.5", "unedited", "task.n 50"],
+    ]  # fmt: skip
+    assert "in 2 of 8 numbers (tench % (task.n 50): 90.0" in paper_text.above(comparison)[0]
+
+
+def test_other_settings_and_presets_are_rows_of_their_own():
+    comparison = compare(
+        [
+            record(measured(0.01, 0.0, 29.5)),
+            record(measured(0.02, 0.0, 29.5), alpha=0.8, preset="mine"),
+            record(measured(0.03, 0.0, 29.5), method="fia_release"),
+            record(measured(0.04, 0.0, 29.5), method="mim_mu"),
+        ]
+    )
+    assert [row[:3] for row in rows(comparison)[1:]] == [
+        ["FIA", "fia", "the experiment's"],
+        ["FIA", "fia", "preset mine, alpha 0.8"],
+        ["FIA", "fia_release", "settings as recorded"],  # no file of the catalogue says what is usual
+        ["ESD", "-", "-"],
+        ["-", "mim_mu", "settings as recorded"],
+    ]
+    assert rows(comparison)[-1][4] == "- / 4.0 [3.0, 5.0]"  # not in the paper, so nothing to compare
+
+
+def test_two_ids_of_a_family_never_share_a_column():
+    both = [*measured(0.01, 0.0, 29.5), entry(f"{RESNET}-v1", "tench", 0.3, 0.01, 500)]
+    comparison = compare([record(both)])
+    header = paper_text.table(comparison).header
+    assert header[4:6] == ["tench %", f"tench % ({RESNET}-v1)"]
+    fia = rows(comparison)[1]
+    assert fia[4:6] == ["1.0 / 1.0 [0.0, 2.0] in", "30.0 [29.0, 31.0]"]  # shown, never compared
+    assert any(f"not compared: {RESNET}-v1" in note for note in paper_text.below(comparison))
+
+
+def test_what_reproduces_nothing_is_kept_apart_with_the_reason():
+    tiny = record(measured(0.0, 0.0, 20.0), model="tiny")
+    tuning = record(measured(0.0, 0.0, 20.0), split="tuning")
+    fewer = record(measured(0.0, 0.0, 20.0))
+    fewer["config"] = {**fewer["config"], "task": {**fewer["config"]["task"], "concepts": ["tench"]}}
+    comparison = compare([tiny, tuning, fewer])
+    assert [reason for reason, _ in comparison.apart] == [
+        "made on tiny; the published numbers are of sd15",
+        "made on the tuning split, on which settings are chosen",
+        "made with another task.concepts than the published one",
+    ]
+    assert all(cell.endswith(" / -") for row in rows(comparison) for cell in row[4:])
+
+
+def test_a_published_std_is_shown_and_seeds_get_a_mean_without_a_verdict():
+    runs = [record(measured(0.01 + 0.01 * seed, 0.0, 29.5), seed=seed) for seed in (0, 1, 2)]
+    comparison = compare(runs, printed(std="0.3"))
+    fia = [row for row in rows(comparison) if row[0] == "FIA"]
+    assert [row[2] for row in fia] == ["the experiment's", "seed 1", "seed 2", "mean of 3 seeds"]
+    assert fia[-1][4] == "1.0 ± 0.3 / 2.0 ± 1.0"  # 1, 2 and 3 %
+    # A mean without its partner's seeds is none.
+    alone = compare(runs[:1], printed(std="0.3"))
+    assert not any("mean of" in row[2] for row in rows(alone))
+
+
+def test_uq_is_of_the_rows_that_were_measured():
+    section = paper(metrics={
+        "avg_forget_acc": {"id": RESNET, "scale": 100}, "clip_coco": {"id": CLIP}, "uq": {"id": "pool:uq"},
+    })  # fmt: skip
+    cells = [Cell("FIA", "avg_forget_acc", "all", "0.8"), Cell("FIA", "clip_coco", "coco", "29.56"),
+             Cell("FIA", "uq", "all", "60.00")]  # fmt: skip
+    records = [record(measured(0.0, 0.0, 29.5)), record(measured(0.5, 0.5, 31.0), method="uce")]
+    found = [row[-1] for row in rows(compare(records, cells, section))]
+    # The unedited model is one of the rows: 85 %, 31.40.
+    expected = [f"{number:.2f}" for number in uq([85.0, 0.0, 50.0], [31.40, 29.5, 31.0])]
+    assert found == [f"- / {expected[0]}", f"60.00 / {expected[1]}", f"- / {expected[2]}"]
+    notes = paper_text.below(compare(records, cells, section))
+    assert "UQ depends on the rows compared, here: unedited, fia, uce (settings as recorded)." in notes
+
+
+def test_counts_of_an_edit_need_no_picture():
+    section = paper(metrics={"kept": {"id": "edit:counts.all.agnostic+counts.all.pruned"}}, gate=None)
+    edit = {"counts": {"all": {"agnostic": 3, "pruned": 40}}}
+    comparison = compare([record([], edit=edit, unedited=[])], [Cell("FIA", "kept", "all", "50")], section)
+    assert rows(comparison)[0][4] == "50 / 43"
+    assert "No gate" in paper_text.above(comparison)[0]
+
+
+def test_csv_holds_every_pair_in_the_published_unit():
+    comparison = compare([record(measured(0.011, 0.2, 29.57))])
+    found = list(csv.DictReader(io.StringIO(paper_text.as_csv(comparison))))
+    first = next(line for line in found if line["row"] == "FIA" and line["subject"] == "church")
+    assert (first["published"], first["agrees"], first["id"], first["n"]) == ("0.5", "out", RESNET, "500")
+    assert [float(first[name]) for name in ("measured", "low", "high")] == pytest.approx([20, 19, 21])
+    assert next(line for line in found if line["row"] == "ESD")["measured"] == ""
+
+
+@pytest.mark.parametrize("form", paper_text.FORMATS)
+def test_every_format_holds_the_numbers(form: str):
+    text = paper_text.FORMATS[form](compare([record(measured(0.011, 0.2, 29.57))]))
+    assert ("89.0" in text) and (r"\hline" in text) == (form == "latex")
+    if form == "latex":
+        assert not re.search(r"(?<!\\)%", "\n".join(line for line in text.splitlines() if line[0] != "%"))
+
+
+# --- the experiment files -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_an_experiment_names_what_exists(name: str):
+    experiment = catalogue.load(name)
+    section, config = experiment.paper, experiment.config
+    found = published.cells(section) if not section.x else []
+    assert config["model"]["name"] == section.model and config["records"].startswith("runs/")
+    assert config["task"]["split"] == "test"
+    methods = {path.stem for path in (catalogue.CONF / "method").glob("*.yaml")}
+    swept = experiment.sweep.get("method", [config["method"]["name"]])
+    wanted = {m for c in section.rows.values() for m in _many((c or {}).get("method.name", []))}
+    assert {*swept, *wanted, *section.methods} <= methods
+    if not section.x:
+        assert {cell.metric for cell in found} == set(section.metrics)
+        assert set(section.rows) <= {cell.row for cell in found}
+        assert set(section.subjects) <= {cell.subject for cell in found}
+        classes = {cell.subject for cell in found if cell.metric in ("forget_acc", "preserve_acc")} - {"all"}
+        known = {*config["task"].get("classes", ()), "Suitcase"}  # ImageNet has no suitcase
+        assert {section.subject(name) for name in classes} <= known
+    if section.gate is not None:
+        assert published.gate_cells(section)
+
+
+def _many(value: object) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_scales_are_those_of_the_tables(name: str):
+    """What is percent in the paper is what our own tables show as percent."""
+    for metric, source in catalogue.load(name).paper.metrics.items():
+        if source.id and ":" not in source.id:
+            assert source.scale == values.unit(source.id).scale, metric
+
+
+def test_every_table_and_figure_has_an_experiment():
+    numbers = [1, 2, 3, 4, 5, 9, 10, 11, 12, 13, 14, 16, 18, 19, 20, 21]
+    wanted = {f"fia_table{n}" for n in numbers} | {"fia_fig4", "fia_fig5a", "fia_fig5b", "fia_fig6"}
+    assert set(COMPARED) == wanted | {"scaling50", "scapre_imagenette"}
+
+
+def test_every_swept_setting_of_an_ablation_is_a_published_row():
+    for name in TABLES:
+        experiment = catalogue.load(name)
+        if "method" in experiment.sweep:
+            continue
+        rows = set()
+        for job in experiment.jobs():
+            config = OmegaConf.merge(experiment.config, OmegaConf.from_dotlist(job))
+            rows.add(row_of(experiment.paper, {"config": OmegaConf.to_container(config)}))
+        assert rows == set(experiment.paper.rows), name
+
+
+def test_a_run_ignores_what_it_is_compared_with():
+    from hydra import compose, initialize_config_dir
+
+    from experiments.config import _resolved
+
+    with initialize_config_dir(str(catalogue.CONF), version_base="1.3"):
+        cfg = compose("config", overrides=["+experiment=fia_table1"])
+    assert "paper" in cfg and "paper" not in _resolved(cfg)
+
+
+def test_a_paper_section_with_an_unknown_or_missing_key_is_refused():
+    with pytest.raises(ValueError, match="did you mean gate"):
+        paper(gates={})
+    with pytest.raises(ValueError, match="lacks protocol"):
+        paper(protocol="")
+    with pytest.raises(ValueError, match=r"unknown file of published numbers 'fia_table99\.csv'"):
+        published.read("fia_table99.csv")
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def kept(folder: Path, *records: dict) -> Path:
+    folder.mkdir(parents=True)
+    for number, data in enumerate(records):
+        (folder / f"{number}.json").write_text(json.dumps(data))
+    return folder
+
+
+def sd_record(**changes) -> dict:
+    """A record of fia_table1 as a run would write it, with the numbers of one class."""
+    config = catalogue.load("fia_table1", "method=fia").config
+    id = catalogue.load("fia_table1").paper.metrics["forget_acc"].id
+    metrics = [entry(id, "tench", 0.0, 0.004, 500), entry(id, "all", 0.019, 0.004, 5000)]
+    found = record(metrics, unedited=[entry(id, "tench", 0.985, 0.01, 500)])
+    return found | {"config": config | {"dtype": "float16"}} | changes
+
+
+def test_the_command_reads_an_experiments_records(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = kept(tmp_path / "records", sd_record(), sd_record(model="tiny"))
+    assert tables.main(["fia_table1", "--records", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "| SD v1.5 | unedited | the experiment's | 500 |" in out and "98.5 / 98.5 [97.5, 99.5] in" in out
+    assert "0.0 (e) / 0.0 [-0.4, 0.4] in" in out and "(e) FIA T14 (both) vs T1 (FIA), tench" in out
+    apart = out[out.index("Not compared: 1 record made on tiny; the published numbers are of sd15") :]
+    assert "| fia |" in apart and "published" not in apart.partition("sd15")[2]
+
+
+def test_the_command_writes_every_table_that_has_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    assert tables.main(["--write", "results/tables"]) == 0
+    assert "no records yet" in capsys.readouterr().out and not Path("results").exists()
+    kept(Path("runs/fia_table1"), sd_record())
+    assert tables.main(["--write", "results/tables"]) == 0
+    assert [path.name for path in Path("results/tables").iterdir()] == ["fia_table1.md"]
+    assert "Gate passed" in Path("results/tables/fia_table1.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "name an experiment or a folder"),
+        (["fia_tabel1"], "no record at 'fia_tabel1'"),
+        (["tiny_sweep"], "tiny_sweep has no records yet in runs/tiny_sweep"),
+        (["fia_table1", "--records", "nowhere"], "no record at 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    assert tables.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_how_far_fia_keeps_to_the_limits_of_figure_6():
+    """By the published points; the paper's text says 45."""
+    section = catalogue.load("fia_fig6").paper
+    printed = figures.printed_series(section, published.lines(section))
+    points = {metric: next(s.points for s in series if s.row == "FIA") for metric, series in printed.items()}
+    assert reach(points["fid_coco"], section.limits["fid_coco"]) == (pytest.approx(42.1, abs=0.05), True)
+    assert reach(points["clip_coco"], section.limits["clip_coco"]) == (pytest.approx(45.9, abs=0.05), True)
+    lines = figures.within(figures.Figure("f", section, printed))
+    assert "FIA (published): 42.1 concepts, then beyond the limit of fid_coco." in lines
+    assert "ESD (published): not measured in all of clip_coco, fid_coco at two sizes or more." not in lines
+
+
+@pytest.mark.parametrize(
+    ("ys", "limit", "found"),
+    [
+        ((30, 28, 26), ">= 24", (30, False)),  # never crossed: at least the last size
+        ((30, 28, 20), ">= 24", (25, True)),
+        ((20, 28, 30), ">= 24", None),  # beyond it from the first size on
+        ((10, 60, 10), "<= 50", (18, True)),  # the first crossing counts
+    ],
+)
+def test_reach(ys: tuple, limit: str, found: tuple | None):
+    assert reach([Point(x, y) for x, y in zip((10, 20, 30), ys, strict=True)], limit) == found
+
+
+def test_a_figure_has_published_and_measured_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    section = catalogue.load("fia_fig5a").paper
+    id = section.metrics["avg_forget_acc"].id
+    group = []
+    for alpha in (0.6, 0.4):
+        config = catalogue.load("fia_fig5a", f"method.alpha={alpha}").config
+        metrics = [entry(id, "all", alpha / 10, 0.01, 5000)]
+        group.append(record(metrics, unedited=[entry(id, "all", 0.7, 0.01, 5000)]) | {"config": config})
+    figure = figures.figure_of("fia_fig5a", group)
+    (series,) = figure.measured["avg_forget_acc"]
+    assert (series.row, series.label) == ("FIA", "fia")
+    assert [(p.x, p.y) for p in series.points] == [(0.4, pytest.approx(4)), (0.6, pytest.approx(6))]
+    levels = [one for one in figure.printed["avg_forget_acc"] if one.points[0].x is None]
+    assert {one.row for one in levels} == {"FMN", "ESD", "CP", "MACE", "UCE", "SPM"}
+    assert any(note.startswith("GATE FAILED: SD v1.5") for note in figure.notes)
+
+
+@pytest.mark.parametrize("name", ["fia_fig4", "fia_fig6"])
+def test_a_figure_without_records_shows_the_published_points(name: str, tmp_path: Path):
+    figure = figures.figure_of(name, [])
+    assert "Nothing was measured yet: only the published points are drawn." in figure.notes
+    assert figures.draw(figure, tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_table_is_no_figure(capsys: pytest.CaptureFixture):
+    assert figures.main(["fia_table1"]) == 2
+    assert "fia_table1 is no figure; figures: fia_fig4, fia_fig5a" in capsys.readouterr().err
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "unedited", "edited"),
+    [
+        # Ten classes of 500 and 30,000 captions; one of the twelve methods is `none`.
+        ("fia_table1", 12, 35_000, 11 * 35_000),
+        # Nine splits of the same ten classes: the unedited pictures are shared.
+        ("fia_fig4", 108, 500, 11 * 9 * 500),
+        # 10 to 49 forgotten and 50 kept classes of 20.
+        ("fia_fig6", 35, 99 * 20 + 30_000, 6 * ((10 + 20 + 30 + 40 + 49 + 5 * 50) * 20 + 5 * 30_000)),
+        ("fia_table9", 6, 0, 0),
+        ("fia_table12", 4, 35_000, 4 * 35_000),
+    ],
+)
+def test_sizes_follow_from_the_configuration(name: str, runs: int, unedited: int, edited: int):
+    found = sizes.size(name)
+    assert (found.runs, found.unedited, found.edited) == (runs, unedited, edited)
+
+
+def test_pictures_of_explicit_content_take_no_disk():
+    found = sizes.size("fia_table3")
+    assert found.unedited == 4703 + 30_000
+    assert found.disk == int((1 + 10) * 30_000 * 512**2 * sizes.PNG_BYTES_PER_PIXEL)
+
+
+def test_the_page_on_reproduction_holds_the_current_table():
+    """After a change of an experiment: python -m experiments.sizes"""
+    kept_records = sizes.PAGE.parents[1] / "results" / "records"
+    paths = sorted(kept_records.glob("*.json"))
+    page = sizes.PAGE.read_text(encoding="utf-8")
+    shown = page.partition(sizes.BEGIN)[2].partition(sizes.END)[0]
+    assert shown == sizes.table(tables.read_records(paths))
+
+
+def test_source_ids_may_be_patterns():
+    source = Source("fid/clean/coco-n[23]????")
+    assert source.measures("fid/clean/coco-n29994") and source.measures("fid/clean/coco-n30000")
+    assert not source.measures("fid/clean/coco-n5000")
