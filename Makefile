@@ -14,7 +14,7 @@ PY := .venv/bin/python
 # Newer than the lock exactly when .venv holds what the lock says.
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test bench tables lint
+.PHONY: help setup demo test faults bench tables lint
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,13 +25,17 @@ demo: $(STAMP) ## the main job: FIA forgets five of ten objects in the tiny worl
 	$(PY) run.py $(ARGS)
 
 test: $(STAMP) ## all tests that this machine can run (ARGS="-k store" picks some)
-	$(PY) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+faults: $(STAMP) ## kill runs at twenty seeded moments, resume them and compare with an unbroken one
+	$(PY) tests/faults.py $(ARGS)
+	$(PY) -m pytest -m faults
 
 bench: $(STAMP) ## measure images per second and what FIA's calibration adds to bare denoising
 	$(PY) -m experiments.bench $(ARGS)
 
-tables: $(STAMP) ## rebuild the tables from results/records
-	@if ls results/records/*.json >/dev/null 2>&1; then $(PY) -m experiments.tables results/records $(ARGS); else echo "results/records holds no record yet"; fi
+tables: $(STAMP) ## rebuild results/tables from records: published tables beside measured ones
+	$(PY) -m experiments.tables --write results/tables $(ARGS)
 
 lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff check .

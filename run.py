@@ -1,14 +1,18 @@
 """One command runs method x task x model: `python run.py method=fia task=imagenette_5v5 model=tiny`.
 
 The configuration lies in conf/; `python run.py --help` lists every choice. Exit codes: 0 done, 1 a run failed, 2 bad
-input (one line), 130 interrupted. The last line of a successful run is `record: PATH`. With `-m` every combination of
-comma-separated values is run, a failed job does not stop the others, and one table of all of them ends the run.
+input (one line), 130 interrupted, 143 terminated. The last line of a successful run is `record: PATH`. With `-m` every
+combination of comma-separated values is run, a failed job does not stop the others, and one table of all of them ends
+the run.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import hydra
 from omegaconf import DictConfig
@@ -34,6 +38,20 @@ def job(cfg: DictConfig) -> None:
             sweep.keep_outcome(record=path)
 
 
+@contextmanager
+def termination() -> Iterator[None]:
+    """Within this, SIGTERM ends the run as Ctrl-C does: what is half made is removed, and the exit is clean."""
+
+    def end(*_: object) -> None:
+        raise cli.Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: list[str]) -> int:
     """Run the command line `argv` and return the exit code."""
     # Hydra then raises what is wrong with the command line, instead of printing it and exiting with 1.
@@ -42,12 +60,13 @@ def main(argv: list[str]) -> int:
     sweep.reset()
     try:
         sys.argv[1:] = cli.ordered(argv)
-        job()
+        with termination():
+            job()
         if sweep.folder is None and caught:
             raise caught[0]
-    except KeyboardInterrupt:
-        print("interrupted: what was computed is stored; the same command goes on from there", file=sys.stderr)
-        return cli.INTERRUPTED
+    except KeyboardInterrupt as error:
+        print(cli.interruption(error, argv), file=sys.stderr)
+        return cli.TERMINATED if isinstance(error, cli.Terminated) else cli.INTERRUPTED
     except Exception as error:
         cli.show_traceback("debug=true" in argv or "debug=True" in argv, error)
         print(cli.one_line(error, argv), file=sys.stderr)

@@ -58,6 +58,9 @@ from .picture_folders import content_of
 
 log = logging.getLogger(__name__)
 
+# Beside the trained tensors: how far the unconditional prediction moved.
+DRIFT = "drift"
+
 VARIANTS = ("B1", "A", "B2", "B3")
 ON_PICTURES = ("B1", "A")
 ROLLOUTS = ("original", "trained")
@@ -150,15 +153,19 @@ class MiMMU:
         }
         if pictures is None:
             key |= {"rollout": asdict(self.rollout), "rollout_by": self.rollout_by}
-        drift: dict[str, float] = {}
+        names, loss = parameter_names(model, self.parameters), self.loss(model, prompts, pictures, size)
 
-        def measure_drift(network: Network) -> None:
-            drift["unconditional"] = self.drift(model, network, size, seed)
+        def trained() -> dict[str, Tensor]:
+            drift: list[float] = []
+            place = scratch(stage, "mim_mu.training", key)
+            tensors = train(
+                model, names, loss, self.settings, steps=steps, seed=seed, label="MiM-MU", scratch=place,
+                at_end=lambda network: drift.append(self.drift(model, network, size, seed)),
+            )  # fmt: skip
+            return tensors | {DRIFT: torch.tensor(drift, dtype=torch.float64)}
 
-        tensors = train(
-            model, parameter_names(model, self.parameters), self.loss(model, prompts, pictures, size), self.settings,
-            steps=steps, seed=seed, label="MiM-MU", folder=scratch(stage, "mim_mu.training", key), at_end=measure_drift,
-        )  # fmt: skip
+        tensors = dict(stage("mim_mu.training", key, trained))
+        drift = {"unconditional": float(tensors.pop(DRIFT))}
         log.info("MiM-MU: the unconditional prediction moved by %.3g of its size", drift["unconditional"])
         info = {
             "method": self.name,

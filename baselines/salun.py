@@ -172,10 +172,15 @@ class SalUn:
             "steps": steps,
             "learning_rate": self.learning_rate,
         }
-        tensors = train(
-            model, names, loss, self.settings,
-            steps=steps, seed=seed, label="SalUn", folder=scratch(stage, "salun.training", train_key), masks=masks,
-        )  # fmt: skip
+
+        def trained() -> dict[str, Tensor]:
+            place = scratch(stage, "salun.training", train_key)
+            return train(
+                model, names, loss, self.settings,
+                steps=steps, seed=seed, label="SalUn", scratch=place, masks=masks,
+            )  # fmt: skip
+
+        tensors = stage("salun.training", train_key, trained)
         info = {
             "method": self.name,
             "version": self.version,

@@ -3,48 +3,90 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 MANIFEST = "manifest.json"
+_UNFINISHED = ".tmp"  # ends the name of a file that is being written
 
 
 class StoreError(RuntimeError):
     """The store cannot be read or written (full, read-only, not a folder): the run fails, its input is not at fault."""
 
 
-def write_atomic(path: Path | str, data: bytes, durable: bool = True) -> None:
+def write_atomic(path: Path | str, data: bytes, durable: bool = True, via: Path | None = None) -> None:
     """Write a file so that a reader sees the old content or the new.
+
+    What killed processes left of the same file is removed.
 
     Args:
         path: the file; its folder is made.
         data: the whole content.
         durable: also after a power cut. Without, a cut may leave an empty or torn file, so it is for files that are
             checked when read and cheap to make again; flushing many small ones takes longer than making them.
+        via: the folder, on the same disk, in which the file lies while it is written; by default its own.
 
     Raises:
         StoreError: the folder cannot be made or written.
     """
     path = Path(path)
+    via = via or path.parent
+    prefix = f".{path.name[:80]}."
     with storage(f"cannot write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name[:80]}.{secrets.token_hex(6)}.tmp")
+        for folder in (path.parent, via):
+            folder.mkdir(parents=True, exist_ok=True)
+        sweep(via, prefix)
+        file, temporary = _begin(via, prefix)
         try:
-            with open(temporary, "xb") as file:
+            with file:
                 file.write(data)
+                file.flush()
                 if durable:
-                    file.flush()
                     os.fsync(file.fileno())
-            os.replace(temporary, path)
+                os.replace(temporary, path)  # while it is open, and so ours
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         if durable:
             sync(path.parent)
+
+
+def _begin(folder: Path, prefix: str) -> tuple[BinaryIO, Path]:
+    """A new temporary file that is ours, so that no `sweep` takes it, for as long as it is open."""
+    while True:
+        path = folder / f"{prefix}{secrets.token_hex(6)}{_UNFINISHED}"
+        file = open(path, "xb")
+        # A disk that knows no locks has no sweeping either.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path.exists():
+            return file, path
+        file.close()  # swept between the two lines above
+
+
+def sweep(folder: Path, prefix: str = ".", remove: bool = True) -> list[Path]:
+    """Remove the files in `folder` that `write_atomic` began in processes that are gone; returns them.
+
+    Args:
+        prefix: only names that begin with it.
+        remove: False only looks.
+    """
+    left = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(prefix) and path.name.endswith(_UNFINISHED) and path.is_file():
+            # What is finished meanwhile is gone, what somebody writes is locked.
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if remove:
+                    path.unlink()
+                left.append(path)
+    return left
 
 
 @contextlib.contextmanager
@@ -112,3 +154,12 @@ def find_fault(folder: Path) -> str | None:
         if files[name].is_symlink() or files[name].stat().st_size != size or _sha256(files[name]) != digest:
             return f"{name} has changed"
     return None
+
+
+def size_in_words(count: float) -> str:
+    """Bytes in a unit that suits them: `12 kB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

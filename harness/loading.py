@@ -4,33 +4,73 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from .model_files import ModelNotFound, model_index, part_variants, weight_variant
 from .names import unknown
 from .weights import DTYPES as DTYPE_NAMES
-from .weights import ModelNotFound, model_index
+from .weights import configs_of
+
+log = logging.getLogger(__name__)
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def read_pipeline(source: Path, dtype: torch.dtype) -> Any:
-    """The pipeline in a checked diffusers folder or .safetensors file (see `weights.locate`), on the CPU in `dtype`."""
+    """The pipeline in a checked diffusers folder or .safetensors file (see `weights.locate`), on the CPU in `dtype`.
+
+    Nothing is asked of the Hub. The safety checker is left out: it would black out pictures that are to be scored.
+    """
     import diffusers
 
-    if source.is_file():
-        return _read_single_file(source, dtype)
-    kind = model_index(source)["_class_name"]
+    configs = configs_of(source)
+    kind = model_index(configs)["_class_name"]
     unused: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
     if kind == "StableDiffusionPipeline":
         unused |= {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = getattr(diffusers, kind)
     with quiet_libraries():
-        return getattr(diffusers, kind).from_pretrained(
-            source, dtype=dtype, use_safetensors=True, local_files_only=True, **unused
-        )
+        if source.is_file():
+            return pipeline.from_single_file(
+                str(source), config=str(configs), local_files_only=True, dtype=dtype, **unused
+            )
+        variant = weight_variant(source)
+        if variant is not None:
+            log.info("%s: weights that are stored in %s only are converted to %s", source.name, variant, dtype)
+        return pipeline.from_pretrained(source, dtype=dtype, local_files_only=True, **_parts(source, dtype), **unused)
+
+
+def _parts(source: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The parts with weights. Where a file lacks tensors, the libraries would fill them up with noise and go on.
+
+    Raises:
+        ModelNotFound: a part's weights are damaged or do not fit its config.
+    """
+    index, parts = model_index(source), {}
+    for name, variant in part_variants(source).items():
+        library, class_name = index[name]
+        kind = getattr(importlib.import_module(library), class_name)
+        try:
+            parts[name], found = kind.from_pretrained(
+                source / name, dtype=dtype, variant=variant, use_safetensors=True, local_files_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelNotFound(
+                f"{source / name}: its weights are damaged or do not fit its config ({reason})"
+            ) from error
+        lacking = sorted(found["missing_keys"])
+        if lacking:
+            raise ModelNotFound(f"{source / name}: its weights lack {len(lacking)} tensors, such as {lacking[0]}")
+    return parts
 
 
 def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -66,22 +106,3 @@ def tensor_fingerprint(pipe: Any, dtype: torch.dtype) -> str:
             digest.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _read_single_file(path: Path, dtype: torch.dtype) -> Any:
-    """Open an original-layout checkpoint; diffusers recognises SD 1.x / 2.x and SDXL by their keys."""
-    import diffusers
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        is_xl = any(key.startswith("conditioner.embedders.1.") for key in file.keys())
-    kind = "StableDiffusionXLPipeline" if is_xl else "StableDiffusionPipeline"
-    unused = {} if is_xl else {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None}
-    try:
-        return getattr(diffusers, kind).from_single_file(str(path), dtype=dtype, **unused)
-    except OSError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelNotFound(
-            f"{path}: a single file needs the model's configs and tokenizer from the Hub's cache ({reason}); "
-            "a diffusers folder needs nothing else"
-        ) from error

@@ -28,10 +28,27 @@ if TYPE_CHECKING:
 Stage = Callable[[str, dict[str, Any], Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
 
 
-def scratch(stage: Stage, name: str, key: dict[str, Any]) -> Path | None:
-    """A folder for unfinished work such as a checkpoint, from `stage.scratch(name, key)`; None where a stage has none.
+@dataclass(frozen=True)
+class Scratch:
+    """Where unfinished work on an artefact may lie, such as a checkpoint, and the account of what it cost.
 
-    It outlives a kill and goes when the edit is finished. `key` as in `stage`: what it decides goes on from there.
+    It outlives a kill and goes when the artefact is stored. One process works there at a time.
+
+    Attributes:
+        folder: made by whoever writes there.
+        spent: what the edit has cost until now, JSON-able; to be kept with a checkpoint.
+        found: to be told what was kept with the checkpoint from which the work goes on.
+    """
+
+    folder: Path
+    spent: Callable[[], Any] = dict
+    found: Callable[[Any], None] = lambda spent: None
+
+
+def scratch(stage: Stage, name: str, key: dict[str, Any]) -> Scratch | None:
+    """A place for unfinished work on the artefact (name, key), for use inside its `make`; None where a stage has none.
+
+    `stage(name, key, make)` runs `make` in one process at a time, so that nobody else writes there.
     """
     give = getattr(stage, "scratch", None)
     return None if give is None else give(name, key)

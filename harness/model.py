@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from .loading import as_dtype, quiet_libraries, read_pipeline, tensor_fingerprint
+from .model_files import default_size
 from .names import unknown
 from .sampler import Sampler
-from .weights import ModelNotFound, UnsafeWeightsError, default_size, fingerprint_of, locate
+from .weights import ModelNotFound, UnsafeWeightsError, configs_of, fingerprint_of, locate
 
 __all__ = [
     "KINDS",
@@ -163,14 +164,14 @@ class DiffusionModel:
     ) -> DiffusionModel:
         """Load a diffusers folder, a single .safetensors file or a Hub id (local cache first, then one try online).
 
-        Weights stored in another dtype are converted to `dtype`.
+        Weights stored in another dtype are converted to `dtype`. A single file needs configs (`weights.configs_of`).
 
         Raises:
             ModelNotFound: nothing usable is there; the message says how to get it.
             UnsafeWeightsError: there are only pickled weights.
         """
         source, dtype = locate(path, revision), as_dtype(dtype)
-        fingerprint = fingerprint_of(source, dtype, vae_dtype=vae_dtype)
+        fingerprint = fingerprint_of(source, dtype, vae_dtype=vae_dtype, configs=configs_of(source))
         return cls(
             read_pipeline(source, dtype),
             device=device,
@@ -459,7 +460,10 @@ class LazyModel:
         self.path = locate(path, self.options.pop("revision", None))
         self.name = self.options.setdefault("name", Path(path).name)
         self.suite, self.words = self.options.get("suite", ""), self.options.get("words", "")
-        self.fingerprint = fingerprint_of(self.path, self.options["dtype"], vae_dtype=self.options.get("vae_dtype"))
+        self._configs = configs_of(self.path)
+        self.fingerprint = fingerprint_of(
+            self.path, self.options["dtype"], vae_dtype=self.options.get("vae_dtype"), configs=self._configs
+        )
         self._model: DiffusionModel | None = None
 
     def __call__(self) -> DiffusionModel:
@@ -479,8 +483,8 @@ class LazyModel:
 
     @property
     def size(self) -> int:
-        """Default width and height in pixels; read from the configs, a single file must be loaded for it."""
-        return self.options.get("size") or (default_size(self.path) if self.path.is_dir() else self().size)
+        """Width and height in pixels of a picture whose prompt row names none, by default the configs'."""
+        return self.options.get("size") or default_size(self._configs)
 
 
 def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

@@ -18,6 +18,9 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
 }
+# SD 1.x, SDXL and the tiny world were trained on timesteps 0 to 999, and their releases count sampling steps from
+# timestep 1 on: a thousandth step would ask for timestep 1000. dpm++ leaves out one more.
+MOST_STEPS = 999
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Sampler:
 
     Attributes:
         name: ddim, pndm, lms, euler or dpm++.
-        steps: number of inference steps.
+        steps: number of inference steps, 1 to 999 (dpm++: 998).
         guidance: classifier-free guidance scale used where a prompt row has none.
     """
 
@@ -37,8 +40,9 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.name not in _SCHEDULERS:
             raise unknown("sampler", self.name, _SCHEDULERS)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"sampler.steps must be a positive integer, got {self.steps!r}")
+        most = MOST_STEPS - (self.name == "dpm++")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or not 1 <= self.steps <= most:
+            raise ValueError(f"sampler.steps: {self.name} takes a whole number from 1 to {most}, got {self.steps!r}")
         number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
         if not number or not math.isfinite(self.guidance) or self.guidance < 0:
             raise ValueError(f"sampler.guidance must be a finite number >= 0 (1: no guidance), got {self.guidance!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,6 +20,8 @@ from .method import Method, Stage
 from .model import DiffusionModel
 from .names import unknown
 from .task import Concept
+
+log = logging.getLogger(__name__)
 
 SCHEDULES = ("joint", "sequential", "merged")
 GIVEN = "given"
@@ -34,9 +37,20 @@ def ordered(concepts: Sequence[Concept], order: str | int) -> tuple[Concept, ...
 
 
 def scheduled(
-    schedule: str, method: Method, model: DiffusionModel, concepts: Sequence[Concept], seed: int, stage: Stage
+    schedule: str,
+    method: Method,
+    model: DiffusionModel,
+    concepts: Sequence[Concept],
+    seed: int,
+    stage: Stage,
+    *,
+    allow_noop: bool = False,
 ) -> list[Edit]:
     """The edits of a schedule, in order; every one leads from the untouched model to the state after its stage.
+
+    Args:
+        allow_noop: in `sequential` and `merged`, leave out a concept whose edit changes nothing (`without_effect` says
+            which); where all are left out, the result is an edit of kind `none`.
 
     Returns:
         One edit, or one a concept for `sequential`. The last is the result. Where single edits were combined, `info`
@@ -53,32 +67,40 @@ def scheduled(
     if getattr(method, "joint_only", False):
         raise ValueError(f"schedule={schedule}: {method.name} gives one edit whatever the concepts; say schedule=joint")
     if schedule == "merged":
-        singles = [_single(method, model, concept, seed, stage) for concept in concepts]
+        singles = [_single(method, model, concept, seed, stage, allow_noop) for concept in concepts]
         return [_described(merged(model, singles), schedule, concepts, singles)]
     edits, singles = [], []
     for number, concept in enumerate(concepts, start=1):
-        with rebased(model, edits[-1]) if edits else contextlib.nullcontext():
-            singles.append(_single(method, model, concept, seed, stage))
+        with rebased(model, edits[-1]) if edits and edits[-1].kind != "none" else contextlib.nullcontext():
+            singles.append(_single(method, model, concept, seed, stage, allow_noop))
             edit = followed(model, edits[-1], singles[-1]) if edits else singles[-1]
         edits.append(_described(edit, schedule, concepts[:number], singles))
     return edits
 
 
-def _single(method: Method, model: DiffusionModel, concept: Concept, seed: int, stage: Stage) -> Edit:
-    """The edit of one concept on the model as it is; one without effect is refused here, where its concept is known."""
+def without_effect(edit: Edit) -> list[str]:
+    """Why concepts of a schedule were left out: one text a concept, which begins with its name."""
+    return [part["no_effect"] for part in edit.info.get("parts", ()) if "no_effect" in part]
+
+
+def _single(method: Method, model: DiffusionModel, concept: Concept, seed: int, stage: Stage, allow_noop: bool) -> Edit:
+    """The edit of one concept on the model as it is; one without effect is seen here, where its concept is known."""
     try:
         edit = method.edit(model, [concept], seed, stage)
         if edit.kind != "none":
             edit.require_effect(model)
+        return edit
     except NoEffectError as error:
-        raise NoEffectError(f"{concept.name}: {error}") from error
-    return edit
+        reason = f"{concept.name}: {error}"
+        if not allow_noop:
+            raise NoEffectError(reason) from error
+    log.warning("%s; the schedule goes on without it", reason)
+    return Edit.make("none", {}, model, {"no_effect": reason})
 
 
 def _described(edit: Edit, schedule: str, concepts: Sequence[Concept], singles: Sequence[Edit]) -> Edit:
     """The edit with information about all of its concepts instead of the last one's."""
-    last = singles[-1].info
-    info = {key: last[key] for key in ("method", "version", "config") if key in last}
+    info = {key: one.info[key] for one in singles for key in ("method", "version", "config") if key in one.info}
     info |= {
         "base": edit.base,
         "schedule": schedule,

@@ -7,10 +7,15 @@ every machine. Layout under the root:
     KIND/ab/abcd.../            one artefact: its files, `parts.json` for humans, `manifest.json` for the checks
     image/ab/abcd....png        one picture, with the sha256 of its pixels inside
     .locks/KIND-abcd....lock    empty files: one process computes an artefact, the others wait
+    .scratch/KIND-abcd.../      unfinished work on an artefact, such as a checkpoint
 
-Everything is written under a temporary name in the same folder, synced (except pictures) and renamed: an artefact is
-whole or absent. Everything is checked when read: what is damaged is reported in one log line and made again, never
-used.
+Everything is written under a temporary name (KIND/ab/.tmp-abcd..., image/.tmp/...), synced (except pictures) and
+renamed: an artefact is whole or absent. Everything is checked when read: what is damaged is reported in one log line
+and made again, never used.
+
+    python -m harness.store verify STORE    check every artefact and picture
+    python -m harness.store gc STORE        remove what is damaged, unfinished or left over
+    python -m harness.store du STORE        count and size of every kind
 """
 
 from __future__ import annotations
@@ -18,25 +23,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import logging
 import math
 import os
 import re
 import shutil
-import zlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from filelock import FileLock, Timeout
-from PIL import Image, PngImagePlugin
 
-from .files import MANIFEST, StoreError, find_fault, seal, storage, sync, write_atomic
+from .files import MANIFEST, StoreError, find_fault, seal, storage, sweep, sync, write_atomic
+from .picture import png, read_picture
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -45,8 +49,10 @@ PARTS = "parts.json"
 _TENSORS = "tensors.safetensors"
 _VALUE = "value.json"
 _NOTE = "note.json"
-_PIXELS = "pixels-sha256"
-_TEMPORARY = ".tmp-"  # begins the name of a folder that is being filled
+TEMPORARY = ".tmp-"  # begins the name of a folder that is being filled
+UNFINISHED_PICTURES = Path("image") / ".tmp"
+SCRATCH = ".scratch"
+LOCKS = ".locks"
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _STORAGE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # never the fault of the code that makes an artefact
 
@@ -81,6 +87,18 @@ def _require_json(value: Any, where: str) -> None:
             raise ValueError(f"{where} is {value}; only finite numbers can name an artefact")
     elif not (value is None or isinstance(value, str | int | bool)):
         raise ValueError(f"{where} is a {type(value).__name__}; use strings, numbers, booleans, lists and dictionaries")
+
+
+def artefact_fault(folder: Path) -> str | None:
+    """What is wrong with a stored artefact: None, or a few words. Its parts have to give its name."""
+    fault = find_fault(folder)
+    if fault is not None:
+        return fault
+    try:
+        key = content_key(json.loads((folder / PARTS).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return f"its {PARTS} is not readable"
+    return None if key == folder.name else f"its {PARTS} belongs to {key[:12]}"
 
 
 class Store:
@@ -181,12 +199,12 @@ class Store:
         return json.loads((self.folder(kind, parts, write) / _VALUE).read_text(encoding="utf-8"))
 
     def scratch(self, kind: str, parts: Mapping[str, Any]) -> Path:
-        """Where unfinished work with these parts may lie, such as a checkpoint: it outlives a kill.
+        """Where unfinished work on this artefact may lie, such as a checkpoint: it outlives a kill.
 
-        The folder is made by whoever writes there, is not checked, and is removed by whoever asked for it.
+        The folder is made by whoever writes there, is not checked, and goes once the artefact is stored.
         """
         self._require_writable(f"unfinished {kind}")
-        return self.root / ".scratch" / kind / self._path(kind, parts).name
+        return self._scratch(kind, self._path(kind, parts).name)
 
     def image_path(self, parts: Mapping[str, Any]) -> Path:
         """Where the picture with these parts lies, or will lie."""
@@ -204,20 +222,11 @@ class Store:
         """
         path = self.image_path(parts)
         try:
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
-                expected = image.text.get(_PIXELS) if isinstance(image, PngImagePlugin.PngImageFile) else None
-            fault = None if expected == _pixel_hash(pixels) else "its pixels do not match their sha256"
+            return read_picture(path)
         except FileNotFoundError:
             return None
-        # Everything Pillow's PNG reader raises for bytes that are not a whole PNG file.
-        except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
-            if isinstance(error, PermissionError):
-                raise StoreError(f"cannot read {path}: {error.strerror}") from error
-            fault = str(error)
-        if fault is None:
-            return pixels
-        log.warning("image %s is damaged (%s); it counts as missing", path.name[:12], fault)
+        except ValueError as error:
+            log.warning("image %s is damaged (%s); it counts as missing", path.name[:12], error)
         if not self.readonly:
             with storage(f"cannot remove {path}"):
                 path.unlink(missing_ok=True)
@@ -231,16 +240,12 @@ class Store:
             array: uint8 [height, width, 3].
             text: notes kept in the file's text chunks, such as the prompt.
         """
-        array = np.asarray(array)
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-            raise ValueError(f"a picture is uint8 [height, width, 3], not {array.dtype} {list(array.shape)}")
         path = self.image_path(parts)
         self._require_writable(f"image {path.stem[:12]}")
-        notes = PngImagePlugin.PngInfo()
-        notes.add_text(_PIXELS, _pixel_hash(array))
-        for name, note in (text or {}).items():
-            notes.add_text(name, note)
-        write_atomic(path, _png(array, notes), durable=False)  # read_image checks the pixels
+        data = png(array, text or {})
+        # `read_image` checks the pixels, so a power cut does no harm. The temporary files lie in one folder, so that
+        # opening a store of a million pictures finds those of killed processes at once.
+        write_atomic(path, data, durable=False, via=self.root / UNFINISHED_PICTURES)
         return path
 
     def _path(self, kind: str, parts: Mapping[str, Any]) -> Path:
@@ -253,14 +258,14 @@ class Store:
         """None where the artefact is whole, else what is wrong with it."""
         if path in self._checked and (path / MANIFEST).is_file():
             return None
-        fault = find_fault(path)
+        fault = artefact_fault(path)
         if fault is None:
             self._checked.add(path)
         return fault
 
     def _make(self, path: Path, parts: Mapping[str, Any], make: Callable[[Path], None]) -> None:
         # The lock is held, so a folder of this name is what a killed process left behind.
-        temporary = path.with_name(_TEMPORARY + path.name)
+        temporary = path.with_name(TEMPORARY + path.name)
         self._checked.discard(path)
         with storage(f"cannot write {path}"):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -278,21 +283,24 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         self._checked.add(path)
+        shutil.rmtree(self._scratch(path.parent.parent.name, path.name), ignore_errors=True)
 
     def _remove_unfinished(self) -> None:
-        """Remove the temporary folders of killed processes: whoever fills one holds its artefact's lock."""
-        kinds = [path for path in self.root.iterdir() if path.is_dir() and _KIND.fullmatch(path.name)]
-        for left in [left for kind in kinds if kind.name != "image" for left in kind.glob(f"*/{_TEMPORARY}*")]:
-            lock = self._lock_file(left.parent.parent.name, left.name.removeprefix(_TEMPORARY))
-            try:
-                lock.parent.mkdir(exist_ok=True)
-                with contextlib.suppress(Timeout), FileLock(lock, timeout=0):
-                    shutil.rmtree(left, ignore_errors=True)
-            except OSError as error:  # such as a disk that can only be read, which is enough for what is stored
-                log.warning("cannot remove the unfinished %s: %s", left, error.strerror or error)
+        """Remove what killed processes left: half-filled folders, half-written pictures, work on finished artefacts."""
+        sweep(self.root / UNFINISHED_PICTURES)
+        for folder in finished_scratch(self.root):
+            shutil.rmtree(folder, ignore_errors=True)
+        for kind in kinds(self.root):
+            for left in kind.glob(f"*/{TEMPORARY}*"):
+                try:
+                    # Whoever fills a folder holds its artefact's lock.
+                    with contextlib.suppress(Timeout), artefact_lock(self.root, kind.name, left.name, timeout=0):
+                        shutil.rmtree(left, ignore_errors=True)
+                except OSError as error:  # such as a disk that can only be read, which is enough for what is stored
+                    log.warning("cannot remove the unfinished %s: %s", left, error.strerror or error)
 
-    def _lock_file(self, kind: str, key: str) -> Path:
-        return self.root / ".locks" / f"{kind}-{key}.lock"
+    def _scratch(self, kind: str, key: str) -> Path:
+        return self.root / SCRATCH / f"{kind}-{key}"
 
     def _require_writable(self, what: str) -> None:
         if self.readonly:
@@ -300,10 +308,8 @@ class Store:
 
     @contextlib.contextmanager
     def _lock(self, kind: str, key: str) -> Iterator[None]:
-        path = self._lock_file(kind, key)
-        with storage(f"cannot lock {path}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path)
+        with storage(f"cannot lock {kind} {key[:12]} in {self.root}"):
+            lock = artefact_lock(self.root, kind, key)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -313,6 +319,31 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def kinds(root: Path) -> list[Path]:
+    """The folders of all kinds of artefacts, without the pictures."""
+    return sorted(
+        path for path in root.iterdir() if _KIND.fullmatch(path.name) and path.name != "image" and path.is_dir()
+    )
+
+
+def artefact_lock(root: Path, kind: str, key: str, timeout: float = -1) -> FileLock:
+    """The lock of an artefact, also by the name of its temporary folder; not acquired yet."""
+    path = root / LOCKS / f"{kind}-{key.removeprefix(TEMPORARY)}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout=timeout)
+
+
+def finished_scratch(root: Path) -> list[Path]:
+    """Folders of unfinished work whose artefact is stored: their process was killed before it removed them."""
+    folders = sorted((root / SCRATCH).iterdir()) if (root / SCRATCH).is_dir() else []
+    found = []
+    for folder in folders:
+        kind, _, key = folder.name.rpartition("-")
+        if (root / kind / key[:2] / key / MANIFEST).is_file():
+            found.append(folder)
+    return found
 
 
 def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -329,13 +360,7 @@ def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _pixel_hash(array: np.ndarray) -> str:
-    digest = hashlib.sha256(repr(array.shape).encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+if __name__ == "__main__":
+    from .upkeep import main
 
-
-def _png(array: np.ndarray, notes: PngImagePlugin.PngInfo) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG", pnginfo=notes)
-    return buffer.getvalue()
+    sys.exit(main())

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 from .checks import number, one_of, whole
 from .files import StoreError, storage, sync
+from .method import Scratch
 from .model import Conditioning, DiffusionModel
 from .sampler import Sampler
 
@@ -203,7 +205,7 @@ def train(
     steps: int,
     seed: int,
     label: str,
-    folder: Path | None = None,
+    scratch: Scratch | None = None,
     masks: Mapping[str, Tensor] | None = None,
     at_end: Callable[[Network], None] | None = None,
 ) -> dict[str, Tensor]:
@@ -213,8 +215,8 @@ def train(
         loss: the mean over the samples of a micro-batch.
         steps: of the optimiser.
         label: stands before the progress and in messages.
-        folder: for the checkpoint (`method.scratch`), and for no other training; None keeps none. Where there is one,
-            training goes on from it.
+        scratch: a place for checkpoints (`method.scratch`), and for no other training; None keeps none. Where there is
+            one, training goes on from it, and what it had cost counts too. One that leads to NaN is removed.
         masks: bool, by parameter name and in its shape; entries that are False get no gradient and stay as they are.
         at_end: looks at the trained network before the weights are put back.
 
@@ -224,15 +226,15 @@ def train(
     Raises:
         FloatingPointError: the loss or a weight is NaN or infinite.
     """
-    with _training(model, names, settings) as (network, accelerator, before):
+    keep = None if scratch is None else _Checkpoint(scratch)
+    with _training(model, names, settings) as (network, accelerator, before), _removed_on_nan(keep):
         parameters = list(network.trained.values())
         optimizer = accelerator.prepare_optimizer(torch.optim.Adam(parameters, lr=settings.learning_rate))
         frozen = {name: ~mask.to(model.device) for name, mask in (masks or {}).items() if name in network.trained}
-        checkpoint = None if folder is None else folder / CHECKPOINT
-        start = 0 if checkpoint is None else _resume(checkpoint, network, optimizer)
+        start = 0 if keep is None else keep.resume(network, optimizer)
         if start:
             log.info("%s: goes on at step %d of %d", label, start, steps)
-        average, saved, pause = None, time.monotonic(), CHECKPOINT_SECONDS
+        average = None
         with _bar(label, start, steps) as bar:
             for step in range(start, steps):
                 value = _backward(accelerator, network, loss, settings, step, steps, seed, label)
@@ -244,17 +246,11 @@ def train(
                 average = value if average is None else 0.95 * average + 0.05 * value
                 bar.set_postfix_str(f"loss {average:.4f}", refresh=False)
                 bar.update()
-                if checkpoint is not None and time.monotonic() - saved >= pause:
-                    begun = time.monotonic()
-                    _save(checkpoint, step + 1, network, optimizer)
-                    saved = time.monotonic()
-                    pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (saved - begun))
+                if keep is not None and keep.due():
+                    keep.save(step + 1, network, optimizer)
         for name, parameter in network.trained.items():
             if not torch.isfinite(parameter).all():
                 raise FloatingPointError(f"{label}: {name} holds NaN or infinity after training; {_ADVICE}")
-        if checkpoint is not None and start < steps:
-            # The edit is not stored yet, and the next concept of a schedule may take hours.
-            _save(checkpoint, steps, network, optimizer)
         if at_end is not None:
             at_end(network)
         changed = {}
@@ -392,46 +388,94 @@ def _backward(
     return total
 
 
-def _save(path: Path, step: int, network: Network, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights, Adam's state and the number of finished steps; the file is whole or the former one."""
-    tensors = {f"weight/{name}": parameter for name, parameter in network.trained.items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam/{index}/{key}": value for key, value in state.items()}
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    partial = path.with_suffix(".part")
-    with storage(f"cannot write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+class _Checkpoint:
+    """Weights, Adam's state, the number of finished steps and what they cost, in one file: whole or the former one."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self._scratch, self.path = scratch, scratch.folder / CHECKPOINT
+        self._saved, self._pause = time.monotonic(), CHECKPOINT_SECONDS
+
+    def due(self) -> bool:
+        """Whether the last one is old enough for writing to take a small share of the time only."""
+        return time.monotonic() - self._saved >= self._pause
+
+    def save(self, step: int, network: Network, optimizer: torch.optim.Optimizer) -> None:
+        """Keep the state after `step` steps."""
+        begun = time.monotonic()
+        tensors = {f"weight/{name}": parameter for name, parameter in network.trained.items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam/{index}/{key}": value for key, value in state.items()}
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        metadata = {"step": str(step), "spent": json.dumps(self._scratch.spent())}
+        metadata["sha256"] = _digest(metadata, tensors)
+        partial = self.path.with_suffix(".part")
         try:
-            save_file(tensors, partial, metadata={"step": str(step)})
-        except SafetensorError as error:
-            raise StoreError(f"cannot write {path}: {error}") from error
-        sync(partial)
-        os.replace(partial, path)
-        sync(path.parent)
+            with storage(f"cannot write {self.path}"):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    save_file(tensors, partial, metadata=metadata)
+                except SafetensorError as error:
+                    raise StoreError(f"cannot write {self.path}: {error}") from error
+                sync(partial)
+                os.replace(partial, self.path)
+                sync(self.path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it holds the former one
+                self.path.parent.rmdir()
+            raise
+        self._saved = time.monotonic()
+        self._pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (self._saved - begun))
+
+    def resume(self, network: Network, optimizer: torch.optim.Optimizer) -> int:
+        """Take over the stored state; the number of finished steps, 0 where there is none that can be read."""
+        if not self.path.exists():
+            return 0
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata() or {}
+                stored = {key: file.get_tensor(key) for key in file.keys()}
+            if metadata.pop("sha256", None) != _digest(metadata, stored):
+                raise ValueError("its content does not match its sha256")
+        except (SafetensorError, ValueError) as error:
+            log.warning("the checkpoint %s is damaged (%s); training begins anew", self.path, error)
+            return 0
+        states: dict[int, dict[str, Tensor]] = {}
+        with torch.no_grad():
+            for key, tensor in stored.items():
+                part, name = key.split("/", 1)
+                if part == "weight":
+                    network.trained[name].copy_(tensor)
+                else:
+                    index, field = name.split("/")
+                    states.setdefault(int(index), {})[field] = tensor
+        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        self._scratch.found(json.loads(metadata["spent"]))
+        return int(metadata["step"])
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
-def _resume(path: Path, network: Network, optimizer: torch.optim.Optimizer) -> int:
-    """Take over a checkpoint; the number of finished steps, 0 where there is none that can be read."""
-    if not path.exists():
-        return 0
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Hex sha256 of a checkpoint: safetensors files have no checksum, and training would go on from a flipped bit."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _removed_on_nan(checkpoint: _Checkpoint | None) -> Iterator[None]:
+    """Remove a checkpoint from which every run would come to the same NaN."""
     try:
-        with safe_open(path, "pt") as file:
-            step = int(file.metadata()["step"])
-            stored = {key: file.get_tensor(key) for key in file.keys()}
-    except SafetensorError as error:
-        log.warning("the checkpoint %s is damaged (%s); training begins anew", path, error)
-        return 0
-    states: dict[int, dict[str, Tensor]] = {}
-    with torch.no_grad():
-        for key, tensor in stored.items():
-            part, name = key.split("/", 1)
-            if part == "weight":
-                network.trained[name].copy_(tensor)
-            else:
-                index, field = name.split("/")
-                states.setdefault(int(index), {})[field] = tensor
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+        yield
+    except FloatingPointError:
+        if checkpoint is not None:
+            checkpoint.remove()
+        raise
 
 
 def _bar(label: str, start: int, steps: int) -> tqdm:

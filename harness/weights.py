@@ -12,30 +12,25 @@ import json
 import re
 from pathlib import Path
 
-from .names import unknown
+from .folder import INDEX
+from .model_files import (
+    PICKLES,
+    ModelNotFound,
+    UnsafeWeightsError,
+    component_files,
+    config_files,
+    model_index,
+    original_layout,
+)
+from .releases import RELEASES, SINGLE_FILE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-WEIGHT_NAMES = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
-}
-SETTINGS = ("scheduler", "tokenizer", "tokenizer_2")
 DTYPES = ("float32", "float16", "bfloat16")
-PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 # Written by whichever library version saved the folder; they do not change what the model computes.
 NEUTRAL_KEYS = {"_name_or_path", "_diffusers_version", "transformers_version", "torch_dtype", "dtype"}
+# What the Hub's own command downloads of a repository besides weights.
+INCLUDE = "--include '*.json' --include '*.txt'"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-class ModelNotFound(ValueError):
-    """No usable model lies at the given place; the message says how to get one."""
-
-
-class UnsafeWeightsError(ValueError):
-    """The weights exist only as pickles, which are never loaded."""
 
 
 def locate(path: str | Path, revision: str | None = None, download: bool = True) -> Path:
@@ -48,7 +43,8 @@ def locate(path: str | Path, revision: str | None = None, download: bool = True)
         download: ask the Hub for what is not in its local cache.
 
     Raises:
-        ModelNotFound: nothing usable is there.
+        ModelNotFound: nothing usable is there, or what the Hub's cache holds under a published id and revision is not
+            what was published.
         UnsafeWeightsError: the weights are pickles.
     """
     return local(path) or _hub_snapshot(str(path), revision, download)
@@ -73,62 +69,79 @@ def local(path: str | Path) -> Path | None:
     raise ModelNotFound(f"{text}: no such folder or file, neither in {Path.cwd()} nor in the repository")
 
 
-def component_files(folder: Path) -> dict[str, Path]:
-    """Every file of a diffusers folder that decides what the model computes, by its name inside the folder.
+def configs_of(source: Path) -> Path:
+    """The folder with a model's configs and tokenizers: the diffusers folder itself, or one that serves a single file.
+
+    A single file holds weights only. What it lacks is read from a `model_index.json` and its folders beside the file,
+    else from the local Hub cache of the release it is a file of; nothing is downloaded.
 
     Raises:
-        ModelNotFound: model_index.json or a component's weights are missing.
-        UnsafeWeightsError: a component's weights are there only as pickles.
-        ValueError: the folder holds another class of pipeline.
+        ModelNotFound: there are none, or the file is not a whole model; the message says what would do.
     """
-    files = {"model_index.json": folder / "model_index.json"}
-    index = model_index(folder)
-    for name, stem in WEIGHT_NAMES.items():
-        if index.get(name, [None, None])[0] is None:
-            continue
-        files[f"{name}/config.json"] = folder / name / "config.json"
-        files.update({f"{name}/{file.name}": file for file in _weight_files(folder / name, stem)})
-    for name in SETTINGS:
-        if (folder / name).is_dir():
-            found = [file for file in (folder / name).iterdir() if file.suffix in {".json", ".txt"}]
-            files.update({f"{name}/{file.name}": file for file in found})
-    missing = sorted(name for name, file in files.items() if not file.is_file())
-    if missing:
-        raise ModelNotFound(f"{folder}: incomplete model, {', '.join(missing)} missing")
-    return dict(sorted(files.items()))
+    if source.is_dir():
+        return source
+    kind, repo = original_layout(source)
+    beside = source.parent
+    if (beside / INDEX).is_file():
+        named = model_index(beside)["_class_name"]
+        if named != kind:
+            raise ModelNotFound(f"{source}: it holds a {kind}, and the {INDEX} beside it names a {named}")
+        config_files(beside)
+        return beside
+    advice = f"put {INDEX} and the folders of a diffusers model beside it (they may be without weights)"
+    if repo is not None:
+        pinned = RELEASES[repo].revision
+        for revision in (pinned, None):
+            folder = _cached(repo, revision)
+            if folder is not None and _has_configs(folder):
+                return folder
+        advice = f"run `hf download {repo} --revision {pinned} {INCLUDE}`, or {advice}"
+    raise ModelNotFound(f"{source}: a single file lacks the model's configs and tokenizer; {advice}")
 
 
-def model_index(folder: Path) -> dict:
-    """The folder's model_index.json, checked to name a pipeline of a class that we know."""
-    path = folder / "model_index.json"
-    if not path.is_file():
-        raise ModelNotFound(f"{folder}: not a diffusers model, it has no model_index.json")
-    index = json.loads(path.read_text())
-    if index.get("_class_name") not in PIPELINES:
-        raise unknown(f"pipeline class in {path}:", index.get("_class_name"), PIPELINES)
-    return index
-
-
-def default_size(folder: Path) -> int:
-    """Width and height in pixels of the pictures that the model in `folder` was trained for."""
-    sample = json.loads((folder / "unet" / "config.json").read_text())["sample_size"]
-    levels = json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"]
-    return sample * 2 ** (len(levels) - 1)
-
-
-def fingerprint_of(path: str | Path, dtype: object, *, vae_dtype: object = None, revision: str | None = None) -> str:
+def fingerprint_of(
+    path: str | Path,
+    dtype: object,
+    *,
+    vae_dtype: object = None,
+    revision: str | None = None,
+    configs: Path | None = None,
+) -> str:
     """Hex sha256 that identifies a model before any edit, computed from its files alone.
 
     It covers the sha256 of every weight and tokenizer file, the settings without the saving library's version, and the
     dtypes the weights are loaded in. A loaded `DiffusionModel` carries the same value.
+
+    Args:
+        configs: of a single file, the folder with its configs (`configs_of`); they are part of the model.
     """
     source = locate(path, revision)
-    if source.is_file():
-        content: object = file_sha256(source)
+    if source.is_dir():
+        content: object = {name: _digest(file) for name, file in component_files(source).items()}
     else:
-        content = {name: _digest(file) for name, file in component_files(source).items()}
+        content = file_sha256(source)
+        if configs is not None:
+            content = {SINGLE_FILE: content} | {name: _digest(file) for name, file in config_files(configs).items()}
     parts = {"content": content, "dtype": dtype_name(dtype), "vae_dtype": dtype_name(vae_dtype)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def published(path: str | Path, source: Path) -> bool | None:
+    """Whether a model's weights are those of a known release (`harness/releases.py`).
+
+    Args:
+        path: what the user named: a Hub id, a folder or a file.
+        source: what `locate` found for it.
+
+    Returns:
+        True: every weight file is a release's. False: `path` is a release's Hub id, and a file is another (of another
+        revision, say). None: it cannot be told.
+    """
+    digests = _weight_digests(source)
+    if any(release.holds(digests) for release in RELEASES.values()):
+        return True
+    named = None if local(path) else RELEASES.get(str(path))
+    return False if named is not None and named.wrong(digests) else None
 
 
 def dtype_name(dtype: object) -> str | None:
@@ -158,36 +171,67 @@ def _digest(file: Path) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _weight_files(folder: Path, stem: str) -> list[Path]:
-    single, sharded = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if sharded.is_file():
-        shards = sorted(set(json.loads(sharded.read_text())["weight_map"].values()))
-        return [sharded, *(folder / shard for shard in shards)]
-    pickles = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
-    if pickles:
-        raise UnsafeWeightsError(
-            f"{folder}: only pickled weights ({pickles[0]}), which are never loaded; save the model as safetensors"
-        )
-    raise ModelNotFound(f"{folder}: no {single.name}")
+def _weight_digests(source: Path) -> dict[str, str]:
+    """Hex sha256 of the weight files, by name inside the folder; `SINGLE_FILE` for a single one."""
+    if source.is_file():
+        return {SINGLE_FILE: file_sha256(source)}
+    files = component_files(source).items()
+    return {name: file_sha256(file) for name, file in files if file.suffix == ".safetensors"}
+
+
+def _has_configs(folder: Path) -> bool:
+    try:
+        config_files(folder)
+    except ModelNotFound:
+        return False
+    return True
+
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    """The Hub repository's folder in the local cache, be it whole or not; None where there is none."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except OSError as error:
+        # A snapshot that lacks files of the repository, such as its pickles, may still hold all that we read.
+        partial = getattr(error, "snapshot_path", None)
+        return None if partial is None else Path(partial)
 
 
 def _hub_snapshot(repo: str, revision: str | None, download: bool) -> Path:
     """The Hub repository's folder in the local cache; downloaded when it is not there and the Hub answers."""
-    from huggingface_hub import snapshot_download
-
+    folder = _cached(repo, revision)
     try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        usable = folder is not None and bool(component_files(folder))
+    except (ModelNotFound, UnsafeWeightsError):
+        usable = False  # only a part of it, or the pickles: one try online
+    if not usable:
+        folder = _downloaded(repo, revision, download)
         component_files(folder)
-        return folder
-    except (OSError, ModelNotFound, UnsafeWeightsError):
-        pass  # Not in the cache, or only a part of it or the pickles: one try online.
+    _require_published(repo, revision, folder)
+    return folder
+
+
+def _require_published(repo: str, revision: str | None, folder: Path) -> None:
+    """Refuse other weights under the id and revision of a release: every number would be taken for the release's."""
+    release = RELEASES.get(repo)
+    if release is None or revision != release.revision:
+        return
+    wrong = release.wrong(_weight_digests(folder))
+    if wrong:
+        raise ModelNotFound(
+            f"{repo}: {wrong[0]} in the Hub's local cache is not the published file of revision {revision[:12]}; "
+            f"delete it there and download it again, or load a model of your own as model=folder model.path={folder}"
+        )
+
+
+def _downloaded(repo: str, revision: str | None, download: bool) -> Path:
     missing = f"{repo}: no such folder, not in the Hub's local cache (revision {revision or 'main'}), and"
     at = f" --revision {revision}" if revision else ""
     advice = (
-        f"run `hf download {repo}{at}` where the Hub can be reached, or give a diffusers folder: model=folder "
-        "model.path=DIR"
+        f"run `hf download {repo}{at} {INCLUDE} --include '*/*model.safetensors'` where the Hub can be reached, "
+        "or give a diffusers folder: model=folder model.path=DIR"
     )
     if not download:
         raise ModelNotFound(f"{missing} a dry run downloads nothing; {advice}")
@@ -195,9 +239,7 @@ def _hub_snapshot(repo: str, revision: str | None, download: bool) -> Path:
 
     unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
     try:
-        folder = Path(DiffusionPipeline.download(repo, revision=revision, use_safetensors=True, **unused))
+        return Path(DiffusionPipeline.download(repo, revision=revision, use_safetensors=True, **unused))
     except Exception as error:  # The Hub's client raises a dozen unrelated classes; all mean that it is not to be had.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelNotFound(f"{missing} not to be downloaded ({reason}); {advice}") from error
-    component_files(folder)
-    return folder

@@ -1,4 +1,4 @@
-"""What every method promises, held for each file of conf/method/ on a small random model of SD's classes."""
+"""What every method promises, held for each file of conf/method/ on small random models of SD's and SDXL's classes."""
 
 from __future__ import annotations
 
@@ -140,6 +140,31 @@ def test_its_cost_is_reported(made, name):
     assert cost["seconds"] > 0 and cost["peak_memory_bytes"] > 0
     closed_form = name.startswith(("uce", "scapre"))
     assert (cost["unet_samples"] == 0) == closed_form
+
+
+@pytest.fixture(scope="module")
+def xl_model(random_sdxl_folder):
+    from harness.model import DiffusionModel
+
+    return DiffusionModel.load(random_sdxl_folder, name="random_xl", suite="tiny")
+
+
+@pytest.mark.parametrize("name", EDITING)
+@pytest.mark.parametrize("count", [1, 2])
+def test_sdxl_is_edited_as_sd_is(xl_model, name, count, tmp_path):
+    """It has two text encoders, pooled features beside the tokens', and blocks of several transformer layers."""
+    before = weights(xl_model)
+    edit = method(name).edit(xl_model, CONCEPTS[:count], 0, Stage())
+    assert same_weights(xl_model, before) and xl_model.edit is None
+    edit.require_effect(xl_model)
+    assert all(tensor.isfinite().all() for tensor in edit.tensors.values())
+    for layer in ("transformer_blocks.0.", "transformer_blocks.1."):
+        assert any(layer in parameter for parameter in edit.tensors)
+    if LAYERS[name] is not None:
+        assert all(any(part in parameter for part in LAYERS[name]) for parameter in edit.tensors)
+    with Edit.load(edit.save(tmp_path / "edit.safetensors")).applied(xl_model):
+        assert not same_weights(xl_model, before)
+    assert same_weights(xl_model, before)
 
 
 @pytest.mark.parametrize("name", EDITING)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from experiments.edits import Ledger, full_cost, has_edit, stored_edits
-from harness.edit import Edit
+from harness.edit import Edit, NoEffectError
 from harness.method import scratch
 from harness.store import Store
 
@@ -43,12 +46,14 @@ def setup(random_sd_model, tmp_path):
         def __call__(self):
             return random_sd_model
 
-    def setup(*concepts: str, seed: int = 0, schedule: str = "joint", order: str | int = "given"):
+    def setup(
+        *concepts: str, seed: int = 0, schedule: str = "joint", order: str | int = "given", allow_noop: bool = False
+    ):
         return SimpleNamespace(
             model=Lazy(fingerprint=random_sd_model.fingerprint, size=32),
             method=Stages(),
             config={
-                **{"method": {"name": "toy"}, "seed": seed, "allow_noop": False},
+                **{"method": {"name": "toy"}, "seed": seed, "allow_noop": allow_noop},
                 **{"schedule": schedule, "order": order},
             },
             task=SimpleNamespace(concepts=[SimpleNamespace(name=concept, kind="object") for concept in concepts]),
@@ -110,33 +115,124 @@ def test_waiting_for_a_found_artefact_is_not_spent():
     assert own["seconds"] < 0  # a thousand seconds that did not pass are taken off
 
 
-class Unfinished(Stages):
-    """A method that leaves a checkpoint in its scratch folder, and may then be killed."""
+class Training(Stages):
+    """A method that spends 100 samples on a training with a checkpoint, and may then be killed."""
 
-    killed = False
+    def __init__(self) -> None:
+        self.killed, self.trained, self.meanwhile = False, 0, lambda: None
 
     def edit(self, model, concepts, seed, stage):
-        folder = scratch(stage, "toy.training", {"seed": seed})
-        found = folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "checkpoint").write_text("half")
-        if self.killed:
-            raise KeyboardInterrupt
+        key = {"concept": concepts[0].name}
+
+        def train():
+            place = scratch(stage, "toy.training", key)
+            checkpoint = place.folder / "checkpoint"
+            resumed = checkpoint.exists()
+            if resumed:
+                place.found(json.loads(checkpoint.read_text()))
+            model.calls += 100
+            self.trained += 1
+            place.folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_text(json.dumps(place.spent()))
+            self.meanwhile()
+            if self.killed:
+                raise KeyboardInterrupt
+            return {"resumed": torch.tensor([resumed])}
+
+        resumed = stage("toy.training", key, train)["resumed"]
         edit = super().edit(model, concepts, seed, stage)
-        edit.info["resumed"] = found
+        edit.info["resumed"] = bool(resumed)
         return edit
 
 
-def test_unfinished_work_outlives_a_kill_and_goes_with_the_edit(setup, tmp_path):
+def test_unfinished_work_outlives_a_kill_and_its_cost_counts(setup, tmp_path):
     parts = setup("a")
-    parts.method = Unfinished()
+    parts.method = Training()
     parts.method.killed = True
     with pytest.raises(KeyboardInterrupt):
         stored_edits(parts)
     assert [path.name for path in tmp_path.rglob("checkpoint")] == ["checkpoint"]
     parts.method.killed = False
-    assert stored_edits(parts)[0][-1].info["resumed"]
-    assert not list(tmp_path.rglob("checkpoint"))
+    (edit,), meta = stored_edits(parts)
+    assert edit.info["resumed"] and not list(tmp_path.rglob("checkpoint"))
+    # 100 before the kill; 100 after it, and 11 for the rest of the edit.
+    assert (meta["cost"]["unet_samples"], meta["cost"]["runs"]) == (211, 2)
+
+
+def test_a_place_for_unfinished_work_is_given_under_its_lock_only(setup):
+    class Careless(Stages):
+        def edit(self, model, concepts, seed, stage):
+            return scratch(stage, "toy.training", {})
+
+    parts = setup("a")
+    parts.method = Careless()
+    with pytest.raises(RuntimeError, match="inside the `make`"):
+        stored_edits(parts)
+
+
+def test_of_two_runs_that_want_one_training_one_trains(setup):
+    """Their edits differ, so only the training's own lock keeps them apart."""
+    started, waiting = threading.Event(), threading.Event()
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("waiting for another process that makes toy.training"):
+                waiting.set()
+
+    def meanwhile() -> None:
+        started.set()
+        assert waiting.wait(60), "the other run does not wait"
+
+    method, runs, made = Training(), [setup("a"), setup("a", seed=1)], {}
+    method.meanwhile = meanwhile
+    for parts in runs:
+        parts.method = method
+    logger, watch = logging.getLogger("harness.store"), Watch()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(watch)
+    try:
+        threads = [
+            threading.Thread(target=lambda at=at, parts=parts: made.update({at: stored_edits(parts)[0][-1]}))
+            for at, parts in enumerate(runs)
+        ]
+        threads[0].start()
+        assert started.wait(60)
+        threads[1].start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        logger.removeHandler(watch)
+        logger.setLevel(level)
+    assert method.trained == 1 and set(made) == {0, 1}
+
+
+class Picky(Stages):
+    """A method that can do nothing about `b`."""
+
+    def edit(self, model, concepts, seed, stage):
+        if "b" in [concept.name for concept in concepts]:
+            raise NoEffectError("nothing to do")
+        return super().edit(model, concepts, seed, stage)
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "merged"])
+def test_one_concept_without_effect_does_not_undo_the_others(setup, schedule):
+    def stored(*concepts: str, allow_noop: bool):
+        parts = setup(*concepts, schedule=schedule, allow_noop=allow_noop)
+        parts.method = Picky()
+        return stored_edits(parts)
+
+    edits, meta = stored("a", "b", "c", allow_noop=True)
+    (mask,) = edits[-1].tensors.values()
+    assert mask.any(0).nonzero().flatten().tolist() == [ord("a"), ord("c")]
+    assert meta["no_effect"] == "" and meta["shares"]["unet"] > 0
+    with pytest.raises(NoEffectError, match=r"^b: nothing to do$"):  # also now that it is stored
+        stored("a", "b", "c", allow_noop=False)
+    edits, meta = stored("b", allow_noop=True)
+    assert edits[-1].kind == "none" and meta["no_effect"] == "b: nothing to do"
+    with pytest.raises(NoEffectError, match=r"^b: nothing to do$"):
+        stored("b", allow_noop=False)
 
 
 def test_what_a_method_reads_decides_the_edit(setup):

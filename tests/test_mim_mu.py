@@ -188,7 +188,7 @@ def test_a_killed_edit_goes_on_as_if_it_had_not_been(random_sd_model, tmp_path: 
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 0)
     model, stage = random_sd_model, Stage()
-    whole = edit(model, stage=stage, epochs=3)
+    whole = edit(model, epochs=3)
     stage.folder = tmp_path
     backward, steps = trainer._backward, []
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from harness.edit import Edit, NoEffectError
-from harness.schedule import followed, merged, ordered, rebased, scheduled
+from harness.schedule import followed, merged, ordered, rebased, scheduled, without_effect
 from harness.task import Concept
 
 CONCEPTS = [Concept(name, "object") for name in ("tench", "church", "golf ball")]
@@ -17,17 +17,18 @@ class Scale:
 
     name, version = "scale", 1
 
-    def __init__(self, no_effect: str = "") -> None:
+    def __init__(self, *no_effect: str) -> None:
         self.seen, self.no_effect = [], no_effect
 
     def edit(self, model, concepts, seed, stage):
         names = [concept.name for concept in concepts]
         self.seen.append((names, model.fingerprint))
-        if self.no_effect in names:
+        if set(names) & set(self.no_effect):
             raise NoEffectError("nothing to scale")
         layer, module = next(iter(model.layers("cross_v").items()))
         factor = 1 + sum(map(len, names)) / 64
-        return Edit.make("delta", {f"{layer}.weight": module.weight * factor}, model, {"method": "scale"})
+        info = {"method": "scale", "version": 1, "config": {}}
+        return Edit.make("delta", {f"{layer}.weight": module.weight * factor}, model, info)
 
 
 class Cut:
@@ -116,14 +117,42 @@ def test_merged_adds_changes_and_unites_masks(random_sd_model):
 def test_single_edits_without_effect_name_their_concept(random_sd_model):
     for schedule in ("sequential", "merged"):
         with pytest.raises(NoEffectError, match="church: nothing to scale"):
-            scheduled(schedule, Scale(no_effect="church"), random_sd_model, CONCEPTS, 0, None)
+            scheduled(schedule, Scale("church"), random_sd_model, CONCEPTS, 0, None)
+
+
+@pytest.mark.parametrize("missing", ["tench", "church", "golf ball"])
+def test_a_concept_without_effect_may_be_left_out(random_sd_model, missing, caplog):
+    model, others = random_sd_model, [concept for concept in CONCEPTS if concept.name != missing]
+    for schedule in ("sequential", "merged"):
+        method = Scale(missing)
+        edits = scheduled(schedule, method, model, CONCEPTS, 0, None, allow_noop=True)
+        plain = scheduled(schedule, Scale(), model, others, 0, None)
+        assert torch.equal(only(edits[-1]), only(plain[-1])), "the others are edited as without it"
+        assert edits[-1].base == model.fingerprint and model.edit is None
+        assert without_effect(edits[-1]) == [f"{missing}: nothing to scale"]
+        info = edits[-1].info
+        assert [concept["name"] for concept in info["concepts"]] == [concept.name for concept in CONCEPTS]
+        assert (info["method"], info["version"], info["config"]) == ("scale", 1, {})
+        assert len(edits) == (3 if schedule == "sequential" else 1)
+        assert f"{missing}: nothing to scale; the schedule goes on without it" in caplog.text
+    number = [concept.name for concept in CONCEPTS].index(missing)
+    kinds = [edit.kind for edit in scheduled("sequential", Scale(missing), model, CONCEPTS, 0, None, allow_noop=True)]
+    assert kinds == ["none" if number == 0 else "delta", "delta", "delta"]
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "merged"])
+def test_where_all_are_left_out_nothing_is_edited(random_sd_model, schedule):
+    names = [concept.name for concept in CONCEPTS]
+    edits = scheduled(schedule, Scale(*names), random_sd_model, CONCEPTS, 0, None, allow_noop=True)
+    assert {edit.kind for edit in edits} == {"none"}
+    assert without_effect(edits[-1]) == [f"{name}: nothing to scale" for name in names]
 
 
 def test_the_model_is_restored_where_a_later_stage_fails(random_sd_model):
     model = random_sd_model
     before, fingerprint = parameters(model), model.fingerprint
     with pytest.raises(NoEffectError):
-        scheduled("sequential", Scale(no_effect="golf ball"), model, CONCEPTS, 0, None)
+        scheduled("sequential", Scale("golf ball"), model, CONCEPTS, 0, None)
     assert model.fingerprint == fingerprint and model.edit is None and equal(before, parameters(model))
 
 

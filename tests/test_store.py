@@ -7,6 +7,8 @@ import json
 import logging
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from harness.files import write_atomic
+from harness import upkeep
+from harness.files import sweep, write_atomic
 from harness.store import MANIFEST, PARTS, Store, StoreError, content_key
 
+ROOT = Path(__file__).resolve().parents[1]
 PARTS_A = {"model": "abc", "r": [0.1, 2], "deep": {"x": None, "y": True}}
 
 
@@ -84,6 +88,13 @@ def _flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def _rename_parts(folder: Path) -> None:
+    """Whole, but of another key: as if a folder had been moved by hand."""
+    other = Store(folder.parents[3] / "other").folder("edit", {"other": 1}, _write_one)
+    for name in (PARTS, MANIFEST):
+        (folder / name).write_bytes((other / name).read_bytes())
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -94,8 +105,9 @@ def _flip(path: Path) -> None:
         lambda p: (p / MANIFEST).unlink(),
         lambda p: (p / MANIFEST).write_text("{"),
         lambda p: (p / MANIFEST).write_text("[]"),
+        lambda p: _rename_parts(p),
     ],
-    ids=["flipped", "cut", "missing", "extra", "no manifest", "half a manifest", "another manifest"],
+    ids=["flipped", "cut", "missing", "extra", "no manifest", "half a manifest", "another manifest", "another's"],
 )
 def test_damaged_folder_is_reported_and_made_again(tmp_path, damage, caplog):
     path = Store(tmp_path).folder("edit", PARTS_A, _write_one)
@@ -289,6 +301,159 @@ def test_write_atomic_replaces_and_leaves_no_temporary(tmp_path):
     with pytest.raises(StoreError):
         write_atomic(tmp_path / "folder", b"x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "folder"]
+
+
+def test_a_killed_writer_s_file_goes_and_a_living_one_s_stays(tmp_path):
+    (tmp_path / ".x.0123456789ab.tmp").write_bytes(b"half")
+    (tmp_path / ".other.0123456789ab.tmp").write_bytes(b"half")
+    write_atomic(tmp_path / "x", b"one")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.0123456789ab.tmp", "x"]
+
+    import fcntl
+
+    with open(tmp_path / ".x.ba9876543210.tmp", "xb") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        assert [path.name for path in sweep(tmp_path, remove=False)] == [".other.0123456789ab.tmp"]
+        assert [path.name for path in sweep(tmp_path)] == [".other.0123456789ab.tmp"]
+        write_atomic(tmp_path / "x", b"two")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.ba9876543210.tmp", "x"]
+    assert (tmp_path / "x").read_bytes() == b"two"
+
+
+def test_a_half_written_picture_goes_when_the_store_is_opened(tmp_path):
+    Store(tmp_path).write_image({}, _picture())
+    left = tmp_path / "image" / ".tmp" / ".abc.png.0123456789ab.tmp"
+    left.write_bytes(b"half")
+    Store(tmp_path, readonly=True)
+    assert left.exists()
+    Store(tmp_path)
+    assert not left.exists() and Store(tmp_path).has_image({})
+
+
+def test_unfinished_work_lies_in_the_store_and_goes_with_what_it_was_for(tmp_path):
+    store = Store(tmp_path)
+    scratch = store.scratch("edit", {})
+    assert tmp_path in scratch.parents and not scratch.exists()
+    with pytest.raises(ValueError, match="not a kind"):
+        store.scratch("../edit", {})
+
+    def make(folder: Path) -> None:
+        scratch.mkdir(parents=True)
+        (scratch / "checkpoint").write_text("half")
+        _write_one(folder)
+
+    store.folder("edit", {}, make)
+    assert not scratch.exists()
+    # A kill between the two steps leaves it to the next opening; work on something unfinished stays.
+    other = store.scratch("edit", {"other": 1})
+    for folder in (scratch, other):
+        folder.mkdir(parents=True)
+    Store(tmp_path)
+    assert not scratch.exists() and other.is_dir()
+
+
+# Upkeep
+
+
+@pytest.fixture
+def worn(tmp_path, capsys):
+    """A store with everything that can be in one; `worn(*arguments)` runs the command line on it: (code, lines)."""
+    root = tmp_path / "s"
+    store = Store(root)
+    store.folder("edit", {"whole": 1}, _write_one)
+    _flip(store.folder("rows", {"damaged": 1}, _write_one) / "b.bin")
+    store.write_image({"whole": 1}, _picture())
+    damaged = store.write_image({"damaged": 1}, _picture())
+    damaged.write_bytes(damaged.read_bytes()[:-30])
+    _left_behind(root, "edit", "ab" * 32)
+    (root / "image" / ".tmp" / ".k.png.0123456789ab.tmp").write_text("half")
+    for parts in ({"whole": 1}, {"unfinished": 1}):
+        store.scratch("edit", parts).mkdir(parents=True)
+
+    def run(command: str, *options: str) -> tuple[int, list[str]]:
+        code = upkeep.main([command, str(root), *options])
+        return code, capsys.readouterr().out.splitlines()
+
+    run.root, run.store = root, store
+    return run
+
+
+def _names(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
+
+
+def test_verify_lists_what_is_damaged_and_changes_nothing(worn):
+    before = _names(worn.root)
+    code, lines = worn("verify")
+    assert code == 1 and len(lines) == 3 and _names(worn.root) == before
+    assert lines[0].startswith("damaged: rows/") and lines[0].endswith("b.bin has changed")
+    assert lines[1].startswith("damaged: image/") and lines[2] == "2 artefacts and 2 pictures checked, 2 damaged"
+
+
+def test_gc_removes_waste_and_nothing_else(worn):
+    before = _names(worn.root)
+    code, dry = worn("gc", "--dry-run")
+    assert code == 0 and _names(worn.root) == before and all("would go" in line for line in dry)
+    code, lines = worn("gc")
+    assert code == 0 and [line.replace("removed", "would go") for line in lines[:-1]] == dry[:-1] and len(dry) == 6
+    assert worn("verify") == (0, ["1 artefacts and 1 pictures checked, 0 damaged"])
+    assert worn.store.has("edit", {"whole": 1}) and worn.store.has_image({"whole": 1})
+    assert worn.store.scratch("edit", {"unfinished": 1}).is_dir(), "a run goes on from there"
+    assert not list((worn.root / ".locks").iterdir())
+    assert worn("gc") == (0, ["0 B and 0 unused locks removed"])
+
+
+def test_gc_by_age(worn):
+    worn("gc")
+    old = worn.store.folder("edit", {"whole": 1}, _never)
+    os.utime(old / MANIFEST, (0, 0))
+    worn("gc", "--older-than", "1")
+    assert not worn.store.has("edit", {"whole": 1}) and worn.store.has_image({"whole": 1})
+    worn("gc", "--older-than", "0")
+    assert not [path for path in worn.root.rglob("*") if path.is_file()]
+
+
+def test_gc_leaves_what_a_living_process_makes(tmp_path, capsys):
+    context = multiprocessing.get_context("fork")
+
+    def make(folder: Path) -> None:
+        worker = context.Process(target=upkeep.main, args=(["gc", str(tmp_path)],))
+        worker.start()
+        worker.join(timeout=30)
+        assert worker.exitcode == 0
+        _write_one(folder)
+
+    assert (Store(tmp_path).folder("edit", {}, make) / "b.bin").is_file()
+
+
+def test_du_sums_by_kind(worn):
+    code, lines = worn("du")
+    table = {line.split()[0]: int(line.split()[1]) for line in lines}
+    assert code == 0 and table == {"edit": 1, "rows": 1, "image": 2, "unfinished": 4, "all": 8}
+
+
+def test_upkeep_of_something_that_is_no_store(tmp_path, capsys):
+    assert upkeep.main(["verify", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "docs" / "ab").mkdir(parents=True)
+    (tmp_path / "docs" / "ab" / "mine").write_text("mine")
+    before = _names(tmp_path)
+    assert upkeep.main(["gc", str(tmp_path), "--older-than", "0"]) == 0 and _names(tmp_path) == before
+
+
+def test_upkeep_starts_without_torch(tmp_path):
+    code = "import sys, harness.upkeep; print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "harness.store", "du", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.split()[0] == "all"
 
 
 def _picture() -> np.ndarray:

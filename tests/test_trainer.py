@@ -13,7 +13,8 @@ from training_stage import Stage, same_weights, weights
 
 import harness.trainer as trainer
 from harness.edit import Edit
-from harness.method import scratch
+from harness.files import StoreError
+from harness.method import Scratch, scratch
 from harness.model import DiffusionModel
 from harness.sampler import Sampler
 from harness.store import Store
@@ -86,21 +87,21 @@ def test_a_resumed_run_equals_an_unbroken_one(random_sd_model, tmp_path: Path, m
 
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 0)
-    seen = []
+    seen, place = [], Scratch(tmp_path)
 
     def counted(network, draw):
         seen.append(draw.step)
         return toy_loss(model)(network, draw)
 
     with pytest.raises(KeyboardInterrupt):
-        run(model, steps=4, loss=toy_loss(model, at=2, then=stop), folder=tmp_path)
-    assert same_weights(run(model, steps=4, loss=counted, folder=tmp_path), whole) and seen == [2, 3]
-    assert same_weights(run(model, steps=4, loss=counted, folder=tmp_path), whole) and seen == [2, 3], "it was finished"
+        run(model, steps=4, loss=toy_loss(model, at=2, then=stop), scratch=place)
+    assert same_weights(run(model, steps=4, loss=counted, scratch=place), whole) and seen == [2, 3]
+    assert same_weights(run(model, steps=4, loss=counted, scratch=place), whole) and seen == [2, 3], "it was finished"
     assert [path.name for path in tmp_path.iterdir()] == [trainer.CHECKPOINT]
 
     checkpoint = tmp_path / trainer.CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert same_weights(run(model, steps=4, loss=counted, folder=tmp_path), whole) and seen[2:] == [0, 1, 2, 3]
+    assert same_weights(run(model, steps=4, loss=counted, scratch=place), whole) and seen[2:] == [0, 1, 2, 3]
     assert "is damaged" in caplog.text
 
 
@@ -118,8 +119,52 @@ def test_a_kill_within_a_write_leaves_the_former_checkpoint(random_sd_model, tmp
 
     monkeypatch.setattr(trainer.os, "replace", dying)
     with pytest.raises(KeyboardInterrupt):
-        run(random_sd_model, folder=tmp_path)
-    assert same_weights(run(random_sd_model, folder=tmp_path), whole)
+        run(random_sd_model, scratch=Scratch(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [trainer.CHECKPOINT]
+    assert same_weights(run(random_sd_model, scratch=Scratch(tmp_path)), whole)
+
+
+def test_a_checkpoint_keeps_account_of_what_it_cost(random_sd_model, tmp_path: Path, monkeypatch):
+    model, told = random_sd_model, []
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 0)
+    place = Scratch(tmp_path, spent=lambda: {"run": model.calls}, found=told.append)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, steps=4, loss=toy_loss(model, at=2, then=stop), scratch=place)
+    assert told == [], "nothing was found"
+    run(model, steps=4, scratch=place)
+    assert told == [{"run": 2 * 2 * SETTINGS.batch}], "two calls a step, two steps before the kill"
+
+
+def test_what_cannot_be_resumed_is_not_left_behind(random_sd_model, tmp_path: Path, monkeypatch):
+    model, place = random_sd_model, Scratch(tmp_path / "training")
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 0)
+
+    def nan(network, draw):
+        return toy_loss(model)(network, draw) * (float("nan") if draw.step == 2 else 1)
+
+    with pytest.raises(FloatingPointError):
+        run(model, loss=nan, scratch=place)  # every run would come to the same NaN
+    assert not place.folder.exists()
+    with pytest.raises(ZeroDivisionError):
+        run(model, loss=toy_loss(model, at=0, then=lambda: 1 / 0), scratch=place)
+    assert not place.folder.exists(), "no step was finished"
+    with pytest.raises(ZeroDivisionError):
+        run(model, loss=toy_loss(model, at=1, then=lambda: 1 / 0), scratch=place)
+    assert (place.folder / trainer.CHECKPOINT).exists(), "one step was"
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise trainer.SafetensorError("no space left")
+
+    monkeypatch.setattr(trainer, "save_file", full)
+    with pytest.raises(StoreError, match="no space left"):
+        run(model, scratch=place)
+    assert [path.name for path in place.folder.iterdir()] == [trainer.CHECKPOINT], "the former one"
+    with pytest.raises(StoreError, match="no space left"):
+        run(model, scratch=Scratch(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_micro_batches_change_rounding_only(random_sd_model):
@@ -260,9 +305,9 @@ def test_what_cannot_be_trained_is_refused(random_sd_model):
 def test_scratch_folders_come_from_the_stage(tmp_path: Path):
     store = Store(tmp_path)
     stage = Stage()
-    stage.scratch = lambda name, key: store.scratch(name, {"key": key})
-    place = scratch(stage, "toy.training", {"seed": 0})
-    assert place == scratch(stage, "toy.training", {"seed": 0}) != scratch(stage, "toy.training", {"seed": 1})
+    stage.scratch = lambda name, key: Scratch(store.scratch(name, {"key": key}))
+    place, other = (scratch(stage, "toy.training", {"seed": seed}).folder for seed in (0, 1))
+    assert place == scratch(stage, "toy.training", {"seed": 0}).folder != other
     assert tmp_path in place.parents and not place.exists()
     place.mkdir(parents=True)
     assert Store(tmp_path).root and place.is_dir(), "a store that is opened again leaves it alone"

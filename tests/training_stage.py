@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from harness.method import Scratch
+
 
 class Stage(dict):
     """Keeps what is made, and `folder` as the place of unfinished work where it is set."""
@@ -17,7 +19,7 @@ class Stage(dict):
         return self[at]
 
     def scratch(self, name, key):
-        return self.folder and self.folder / name
+        return self.folder and Scratch(self.folder / name)
 
     def only(self, name):
         """The one artefact of this name."""

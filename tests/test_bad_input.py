@@ -1,0 +1,399 @@
+"""Bad input, from the command line and from Python: one line, exit code 2, nothing written; 1 where the machine fails.
+
+Every command line runs in this process through `run.main`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from experiments import cli
+
+LONG = "x" * 10_000
+# (arguments, what the line says). The first table needs no model and no torch.
+SETTINGS = [
+    # Names
+    (["method=ucee"], "unknown method 'ucee'; did you mean uce?"),
+    (["task=imagenet"], "unknown task 'imagenet'; did you mean imagenette"),
+    (["model=sd51"], "unknown model 'sd51'; did you mean sd15"),
+    (["sampler=dpm11"], "unknown sampler 'dpm11'; did you mean dpm10"),
+    (["suite=tinny"], "unknown suite 'tinny'; did you mean tiny?"),
+    (["quality=tinny"], "unknown quality 'tinny'; did you mean tiny"),
+    (["logger=wandbb"], "unknown logger 'wandbb'; did you mean wandb?"),
+    (["+experiment=tiny_swep"], "did you mean tiny_sweep"),
+    (["sampler.name=dimm"], "did you mean ddim?"),
+    (["sampler.stepps=3"], "unknown key 'sampler.stepps'; did you mean sampler.steps"),
+    (["schedule=sequentialy"], "did you mean sequential?"),
+    (["--dry-run"], "unknown option '--dry-run'"),
+    (["seed"], "write key=value"),
+    # Numbers
+    (["seed=-1"], "seed=-1: an integer from 0"),
+    (["seed=9223372036854775808"], "an integer from 0 to 2^63 - 1"),
+    (["seed=1.5"], "seed=1.5"),
+    (["task.n=0"], "task.n=0"),
+    (["task.n=-3"], "task.n=-3"),
+    (["task.n=2.5"], "task.n=2.5"),
+    (["task.n=true"], "task.n=True"),
+    (["quality.n=-1"], "quality.n=-1"),
+    (["quality.n=many"], "quality.n='many'"),
+    (["sampler.steps=0"], "sampler.steps: dpm++ takes a whole number"),
+    (["sampler.steps=-5"], "sampler.steps"),
+    (["sampler.guidance=nan"], "sampler.guidance"),
+    (["sampler.guidance=x"], "sampler.guidance"),
+    (["model.batch_size=0"], "model.batch_size=0"),
+    (["model.size=-64"], "model.size=-64"),
+    (["order=-2"], "order=-2: say given, or a seed"),
+    (["repeats=0"], "repeats"),
+    (["dry_run=maybe"], "dry_run='maybe': say true or false"),
+    # Device and dtype
+    (["device=gpu"], "device='gpu': say auto, cpu, cuda, cuda:1 or mps"),
+    (["device=cuda:x"], "device='cuda:x'"),
+    (["dtype=fp16"], "float16"),
+    (["dtype=float64"], "unknown dtype 'float64'"),
+    # Places
+    (["store="], "store='': name a folder"),
+    (["store=a_file"], "store=a_file is a file"),
+    (["records=a_file"], "records=a_file is a file"),
+    (["export=."], "is not an empty folder"),
+    (["export=a_file"], "export=a_file exists"),
+    (["replay=nowhere.json"], "no such file; name a record"),
+    (["replay=a_file"], "a_file: "),
+    (["replay=."], "name a record"),
+    # Concepts
+    (["task=custom"], "task.concepts is empty"),
+    (["task=custom", "task.concepts=tench"], "task.concepts='tench': write a list"),
+    (["task=custom", "task.concepts=[tench,Tench]"], "task.concepts names 'Tench' twice"),
+    (["task=custom", "task.concepts=[tench]", "task.keep=[TENCH]"], "'tench' is in task.concepts and in task.keep"),
+    (["task=custom", "task.concepts=[1]"], "task.concepts: 1 is a int; a name is text"),
+    (["task=custom", "task.concepts=[null]"], "a name is text"),
+    (["task=custom", "task.concepts=['']"], "a name is empty"),
+    (["task=custom", "task.concepts=['  ']"], "a name is empty"),
+    (["task=custom", f"task.concepts=[{LONG}]"], "has 10000 characters"),
+    (["task=custom", "task.concepts=['../../etc/passwd']"], "looks like a path"),
+    (["task=custom", "task.concepts=['/etc']"], "looks like a path"),
+    (["task=custom", "task.concepts=['~root']"], "looks like a path"),
+    (["task=custom", "task.concepts=['a\\\\b']"], "looks like a path"),
+    (["task=custom", "task.concepts=['tench\nchurch']"], "line break or control character"),
+    (["task=custom", "task.concepts=['tench\u2028church']"], "line break or control character"),
+    (["task=custom", "task.concepts=['ten\u202ech']"], "line break or control character"),
+    (["task=custom", "task.concepts=['ten\u200bch']"], "line break or control character"),
+    (["task=custom", "task.concepts=['ten\x00ch']"], "line break or control character"),
+    (["task=custom", "task.concepts=[tench]", "task.kind=objekt"], "unknown task.kind 'objekt'; did you mean object?"),
+    (["task.split=train"], "unknown task.split 'train'"),
+    (["task.prompts=C"], "unknown task.prompts 'C'"),
+    (["task.concepts=[tenhc]"], "did you mean tench?"),
+]
+# These need the code of a method, or ask the machine; the model is the small random one.
+METHODS = [
+    (["method.r1=0"], "fia: r1 is a fraction in (0, 1], got 0"),
+    (["method.r1=-0.1"], "fia: r1"),
+    (["method.r1=5"], "fia: r1 is a fraction in (0, 1], got 5; 5 % is written 0.05"),
+    (["method.r2=1.7"], "1.7 % is written 0.017"),
+    (["method.r2=nan"], "fia: r2"),
+    (["method.alpha=60"], "60 % is written 0.6"),
+    (["method.alpha=1.01"], "fia: alpha"),
+    (["method.alpha=high"], "fia: alpha"),
+    (["method.fusion=onion"], "did you mean union?"),
+    (["method.kind=ffn3"], "did you mean ffn"),
+    (["method.num_pairs=0"], "num_pairs"),
+    (["method.steps=0"], "steps"),
+    (["method.sampler.steps=0"], "sampler.steps"),
+    (["method.words=road"], "words"),
+    (["+method.beta=1"], "beta"),
+    (["method=uce", "method.erase_scale=-1"], "uce: erase_scale"),
+    (["method=uce", "method.kinds=[cross_q]"], "cross_k"),
+    (["method=uce", "method.preserve=church"], "a list of texts"),
+    (["method=salun", "method.r=50"], "50 % is written 0.5"),
+    (["method=salun", "method.batch=0"], "salun: batch"),
+    (["method=salun", "method.learning_rate=0"], "salun: learning_rate"),
+    (["method=salun", "method.accumulate=3"], "has to divide"),
+    (["method=salun", "method.forget_folder=nowhere"], "no such folder"),
+    (["method=conceptprune", "method.k=2"], "2 % is written 0.02"),
+    (["device=cuda:77"], "CUDA devices; say device=cpu"),
+]
+
+
+@pytest.fixture
+def one_line(call) -> Callable[..., None]:
+    """Runs a command line that has to be refused."""
+    (call.work / "a_file").write_text("mine")
+
+    def check(arguments: list[str], words: str, code: int = cli.BAD_INPUT, small: bool = False) -> None:
+        before = _tree(call.work)
+        found, out, err = call(*arguments, small=small)
+        assert (found, out) == (code, ""), err
+        assert words in err and err.count("\n") == 1 and "Traceback" not in err
+        assert len(err) < 1000, "a line that nobody reads"
+        assert _tree(call.work) == before
+
+    return check
+
+
+def _tree(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def _name(item: object) -> str | None:
+    return " ".join(item)[:40].encode("unicode_escape").decode() if isinstance(item, list) else ""
+
+
+@pytest.mark.parametrize(("arguments", "words"), SETTINGS, ids=_name)
+def test_a_setting_is_refused_in_one_line(one_line, arguments: list[str], words: str):
+    one_line(arguments, words)
+
+
+@pytest.mark.parametrize(("arguments", "words"), METHODS, ids=_name)
+def test_a_parameter_is_refused_in_one_line(one_line, arguments: list[str], words: str):
+    one_line(arguments, words, small=True)
+
+
+@pytest.mark.parametrize("name", ["café", "寿司", "Ærø", "rubber duck 🦆", "O'Brien", "100% cotton"])
+def test_a_name_in_any_script_is_a_concept(call, name: str):
+    code, _, err = call(f'task.concepts=["{name}"]', "edit_only=true", "dry_run=true")
+    assert code == cli.DONE, err
+
+
+def test_debug_adds_the_traceback_and_keeps_the_line(call):
+    code, _, err = call("task.n=0", "debug=true", small=False)
+    assert code == cli.BAD_INPUT and "Traceback" in err and err.rstrip().splitlines()[-1].startswith("task.n=0")
+
+
+# Models
+
+
+def _copied(folder: Path, to: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(folder, to))
+
+
+def _empty(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    return to
+
+
+def _without_unet(folder: Path, to: Path) -> Path:
+    to = _copied(folder, to)
+    (to / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    return to
+
+
+def _pickled_unet(folder: Path, to: Path) -> Path:
+    to = _without_unet(folder, to)
+    (to / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    return to
+
+
+def _another_pipeline(folder: Path, to: Path) -> Path:
+    to = _copied(folder, to)
+    index = json.loads((to / "model_index.json").read_text())
+    (to / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusion3Pipeline"}))
+    return to
+
+
+def _index_cut_off(folder: Path, to: Path) -> Path:
+    to = _copied(folder, to)
+    (to / "model_index.json").write_text('{"_class_name": "Stab')
+    return to
+
+
+def _shard_outside(folder: Path, to: Path) -> Path:
+    to = _without_unet(folder, to)
+    index = {"weight_map": {"conv_in.weight": "../../../elsewhere.safetensors"}}
+    (to / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (to.parent / "elsewhere.safetensors").touch()
+    return to
+
+
+def _code_of_its_own(folder: Path, to: Path) -> Path:
+    """A component whose class the folder itself brings along."""
+    to = _copied(folder, to)
+    index = json.loads((to / "model_index.json").read_text())
+    (to / "model_index.json").write_text(json.dumps({**index, "unet": ["unet_code", "Evil"]}))
+    (to / "unet" / "unet_code.py").write_text("import pathlib\npathlib.Path('ran').touch()\nclass Evil: ...\n")
+    return to
+
+
+def _pickle(folder: Path, to: Path) -> Path:
+    to = to.with_suffix(".ckpt")
+    to.write_bytes(b"\x80\x04.")
+    return to
+
+
+def _text_file(folder: Path, to: Path) -> Path:
+    to = to.with_suffix(".safetensors")
+    to.write_text("not tensors")
+    return to
+
+
+def _cut_off(folder: Path, to: Path) -> Path:
+    to = _copied(folder, to)
+    weights = to / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return to
+
+
+def _changed_unet(change: Callable[[dict], dict]) -> Callable[[Path, Path], Path]:
+    def make(folder: Path, to: Path) -> Path:
+        from safetensors.torch import load_file, save_file
+
+        to = _copied(folder, to)
+        weights = to / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file(change(load_file(weights)), weights)
+        return to
+
+    return make
+
+
+def _renamed(tensors: dict) -> dict:
+    return {f"model.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _one_lacking(tensors: dict) -> dict:
+    return {name: tensor for name, tensor in tensors.items() if name != "conv_in.weight"}
+
+
+def _reshaped(tensors: dict) -> dict:
+    return {**tensors, "conv_in.weight": tensors["conv_in.weight"][:, :2].clone()}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (_empty, "no model_index.json"),
+        (_without_unet, "diffusion_pytorch_model.safetensors"),
+        (_pickled_unet, "only pickled weights"),
+        (_another_pipeline, "unknown pipeline class"),
+        (_index_cut_off, "model_index.json"),
+        (_shard_outside, "elsewhere.safetensors"),
+        (_code_of_its_own, "unet_code"),
+        (_pickle, "pickled weights are never loaded"),
+        (_text_file, "damaged or no safetensors file"),
+        (_cut_off, "damaged"),
+        (_changed_unet(_renamed), "unet"),
+        (_changed_unet(_one_lacking), "conv_in.weight"),
+        (_changed_unet(_reshaped), "conv_in.weight"),
+    ],
+    ids=lambda item: "" if isinstance(item, str) else item.__name__.strip("_"),
+)
+def test_a_model_that_is_none_is_refused_in_one_line(call, random_sd_folder, tmp_path, make, words: str):
+    model = make(random_sd_folder, tmp_path / "model")
+    code, out, err = call(f"model.path={model}", "method=none")
+    lines = err.rstrip().splitlines()
+    assert code == cli.BAD_INPUT and words in lines[-1], err
+    assert not [line for line in lines[:-1] if "Traceback" in line] and "record:" not in out
+    # Nothing was drawn or scored with it, and its code did not run.
+    assert (
+        not list(call.work.rglob("*.png")) and not list(call.work.rglob("*.csv")) and not (call.work / "ran").exists()
+    )
+
+
+@pytest.mark.parametrize("name", ["../../up", "..", "/etc/passwd", "a\\..\\b", ".hidden", "a\nb", ""])
+def test_a_record_s_file_stays_in_its_folder(name: str):
+    from harness.record import Record
+
+    record = Record(method=name, task=name, model=name, suite=name, split=name, config={}, fingerprints={})
+    assert Path(record.file_name).name == record.file_name and not record.file_name.startswith(".")
+    assert "\n" not in record.file_name and "\\" not in record.file_name
+
+
+# Lists of prompts
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (None, "cannot download"),
+        (b"", "0 bytes instead of"),
+        (b"case_number,prompt\n0,A dog.\n", "bytes instead of"),
+    ],
+    ids=["missing", "empty", "another"],
+)
+def test_a_list_that_is_not_the_pinned_one(call, monkeypatch, tmp_path, random_sd_folder, data, words: str):
+    """Columns, prompts and seeds of a pinned list are what its hash says; any other file is refused unread."""
+    from harness import sources
+
+    def offline(*_, **__):
+        raise sources.urllib.error.URLError("no route")
+
+    monkeypatch.setattr(sources.urllib.request, "urlopen", offline)
+    monkeypatch.setenv("FIA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FIA_MIRROR", str(tmp_path / "mirror"))
+    if data is not None:
+        path = tmp_path / "mirror" / sources.SOURCES["imagenette_a"].relative
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    code, out, err = call("task.prompts=A", "method=none")
+    assert code == (cli.FAILED if data is None else cli.BAD_INPUT)
+    assert words in err.rstrip().splitlines()[-1] and "Traceback" not in err and out == ""
+    assert list(call.work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": ""}, "empty id"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 1.0}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"prompt": float("nan")}, "prompt"),
+        ({"prompt": None}, "prompt"),
+    ],
+    ids=str,
+)
+def test_a_row_that_is_none_is_refused(change: dict, words: str):
+    from harness.task import Row
+
+    with pytest.raises(ValueError, match=words) as caught:
+        Row(**{"id": "a", "prompt": "a church", "seed": 1} | change)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_largest_seed_is_a_seed(random_sd_model):
+    from harness.task import Row
+
+    row = Row("a", "a church", 2**63 - 1)
+    assert random_sd_model.latents([row.seed]).isfinite().all()
+
+
+# The machine fails: exit code 1
+
+
+def test_a_folder_that_cannot_be_made_is_a_failure(call):
+    (call.work / "a_file").write_text("mine")
+    code, out, err = call("method=none", "store=a_file/store")
+    assert code == cli.FAILED and "cannot" in err.rstrip().splitlines()[-1] and "Traceback" not in err
+    assert "record:" not in out
+
+
+def test_a_full_disk_is_a_failure_in_one_line(call, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("harness.files.os.replace", full)
+    code, out, err = call("method=none")
+    assert code == cli.FAILED and "No space left on device" in err.rstrip().splitlines()[-1]
+    assert "Traceback" not in err and "record:" not in out
+    assert not [path for path in call.work.rglob("*") if path.is_file() and path.suffix in (".png", ".tmp")]
+
+
+def test_a_device_that_runs_out_of_memory_is_a_failure_in_one_line(call, monkeypatch):
+    import torch
+
+    from harness.model import DiffusionModel
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
+
+    monkeypatch.setattr(DiffusionModel, "denoise", full)
+    code, out, err = call("method=none")
+    last = err.rstrip().splitlines()[-1]
+    assert code == cli.FAILED and last.startswith("OutOfMemoryError: CUDA out of memory") and "Traceback" not in err
+    assert not list(call.work.rglob("*.png")) and "record:" not in out

@@ -1,0 +1,94 @@
+"""The whole pipeline on a small random SDXL: as a folder, as a single file, in a schedule."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import single_file
+import toy_suite
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from experiments.run import benchmark, plan
+from harness.model import DiffusionModel
+from harness.record import read
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+FAST = ["method.sampler.name=ddim", "method.sampler.steps=2"]
+TRAINED = [
+    *FAST,
+    "method.images=2",
+    "method.epochs=1",
+    "method.batch=2",
+    "method.learning_rate=1e-3",
+    "method.precision=float32",
+]
+# A mask from activations, a closed form, a training.
+METHODS = {
+    "fia": [*FAST, "method.num_pairs=1", "method.words=[road]", "method.steps=1", "method.r2=0.3", "method.alpha=1.0"],
+    "uce": [],
+    "mim_mu": TRAINED,
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory, random_sdxl_folder: Path) -> Any:
+    """Composes a small run on the random SDXL; all tests of this file share one store."""
+    root = tmp_path_factory.mktemp("toy_xl")
+    search = toy_suite.write(root / "conf")
+
+    def build(name: str, *overrides: str) -> DictConfig:
+        base = [
+            *(f"hydra.searchpath=[file://{search}]", "model=folder", f"model.path={random_sdxl_folder}", "suite=toy"),
+            *("sampler=euler50", "sampler.steps=2", "task=custom", "task.concepts=[tench,golf ball]"),
+            *("task.keep=[church]", "task.n=1", "quality.n=3", f"method={name}", *METHODS[name], "device=cpu"),
+            *(f"store={root / 'store'}", f"records={root / 'records'}"),
+        ]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("config", overrides=[*base, *overrides])
+
+    return build
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_ends_in_a_record(toy: Any, name: str):
+    before = plan(toy(name))
+    record, path = benchmark(toy(name))
+    data = read(path)
+    assert data.method == name and data.edit["kind"] == {"fia": "mask"}.get(name, "delta")
+    assert {metric["id"].partition("/")[0] for metric in data.metrics} >= {"forget_accuracy", "fid_vs_base"}
+    # 3 class pictures and 3 captions; the unedited ones are shared by all methods.
+    assert record.counts["images_made"] == sum(item["make"] for item in before["sets"]) in (6, 12)
+    # Two guided steps each, and the second batch of two is filled up in both sets.
+    assert record.cost["stages"]["pictures edited"]["unet_samples"] == 8 * 2 * 2
+    assert data.config["model"]["published"] is None
+    again, _ = benchmark(toy(name))
+    assert again.counts["images_made"] == 0 and again.counts["edit_reused"] == 1
+
+
+def test_a_dry_run_counts_every_stage_of_a_sequential_schedule(toy: Any):
+    sequential = toy("uce", "schedule=sequential")
+    edited = [item for item in plan(sequential)["sets"] if item["edited"]]
+    assert [(item["name"], item["make"]) for item in edited] == [("classes", 3), ("classes", 3), ("quality", 3)]
+    planned = sum(item["make"] for item in plan(sequential)["sets"])
+    record, _ = benchmark(sequential)
+    assert record.counts["images_made"] == planned
+    assert all(item["make"] == 0 for item in plan(sequential)["sets"])
+
+
+def test_a_single_file_runs_like_the_folder(toy: Any, random_sdxl_folder: Path, tmp_path: Path, monkeypatch):
+    shutil.copytree(random_sdxl_folder, tmp_path, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(random_sdxl_folder)
+    file = single_file.save_single_file(pipe, tmp_path / "model.safetensors")
+    with monkeypatch.context() as patched:
+        patched.setattr(DiffusionModel, "load", lambda *_, **__: pytest.fail("a dry run loads no weights"))
+        assert sum(item["make"] for item in plan(toy("uce", f"model.path={file}"))["sets"]) == 12
+    record, _ = benchmark(toy("uce", f"model.path={file}"))
+    folder, _ = benchmark(toy("uce"))
+    assert record.fingerprints["base"] != folder.fingerprints["base"]
+    values = [{(value.id, value.subject): value.value for value in run.metrics} for run in (record, folder)]
+    assert values[0] == values[1]
