@@ -25,7 +25,7 @@ demo: $(STAMP) ## the main job: FIA forgets five of ten objects in the tiny worl
 	$(PY) run.py $(ARGS)
 
 test: $(STAMP) ## all tests that this machine can run (ARGS="-k store" picks some)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: $(STAMP) ## kill runs at twenty seeded moments, resume them and compare with an unbroken one
 	$(PY) tests/faults.py $(ARGS)

@@ -11,6 +11,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
+# Files that take minutes: begun first, so that no process is left with one of them at the end.
+LONG = ("test_faults.py", "test_run.py", "test_add_a_method.py", "test_contract.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def random_sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder of SD's classes: 32-pixel pictures, random weights. Do not write to it."""
