@@ -72,9 +72,10 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
     """What a run of this configuration would compute, without computing it.
 
     Returns:
-        {model, method, task, edit_stored, sets: [{name, edited, rows, stored, make}], unet_samples, disk_bytes}; a
-        sequential schedule has edited class pictures for every stage. Pictures of an edit that is not stored yet all
-        count as to be made, its own UNet samples are not known before.
+        {model, method, task, words, absent, edit_stored, sets: [{name, edited, rows, stored, make}], unet_samples,
+        disk_bytes}; `absent` says why the model is not on this machine, or is empty. A sequential schedule has edited
+        class pictures for every stage. Pictures of an edit that is not stored yet all count as to be made, its own UNet
+        samples are not known before.
     """
     parts = setup(cfg)
     found = has_edit(parts)
@@ -102,6 +103,7 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
         "task": parts.task.name,
         "model": parts.config["model"]["name"],
         "words": parts.model.words,
+        "absent": getattr(parts.model, "reason", ""),
         "edit_stored": found,
         "sets": sets,
         "unet_samples": samples,

@@ -17,7 +17,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from harness import sources, weights
-from harness.model import LazyModel, as_dtype
+from harness.model import AbsentModel, LazyModel, as_dtype
+from harness.model_files import NotDownloaded
 from harness.sampler import Sampler
 from harness.store import Store
 from harness.task import Task, caption_list, quality_set
@@ -36,7 +37,7 @@ class Setup:
         config: the resolved configuration as plain JSON, `device`, `dtype` and `batch_size` as they were decided, in
             `speed` what the method declares as `speed_only`, and in `model.published` whether the weights are those of
             a known release (null: it cannot be told).
-        model: its weights are loaded at the first call.
+        model: its weights are loaded at the first call; absent only in a dry run.
         method: what `conf/method/*.yaml` names, with the configuration it was made from in `config["method"]`.
         preset: where the method's values come from: a suite's preset, or the method's own (the paper's).
         metrics: of the suite; empty for `edit_only`.
@@ -45,7 +46,7 @@ class Setup:
     config: dict[str, Any]
     task: Task
     method: Any
-    model: LazyModel
+    model: LazyModel | AbsentModel
     sampler: Sampler
     store: Store
     device: torch.device
@@ -73,15 +74,14 @@ def setup(cfg: DictConfig) -> Setup:
     config |= {"device": str(device), "dtype": dtype, "batch_size": batch_size, "speed": speed}
     sampler = instantiate(OmegaConf.create(config["sampler"]))
     # The model first: without it, nobody needs the prompts.
-    place = weights.locate(config["model"]["path"], config["model"].get("revision"), download=not config["dry_run"])
-    config["model"]["published"] = weights.published(config["model"]["path"], place)
+    model = _model(config, device, dtype)
     with sources.no_downloads() if config["dry_run"] else nullcontext():
         task = _task(config)
     return Setup(
         config=config,
         task=task,
         method=method,
-        model=_model(config["model"], place, device, dtype, config["suite"]["name"]),
+        model=model,
         sampler=sampler,
         store=Store(config["store"], readonly=config["dry_run"]),
         device=device,
@@ -111,15 +111,27 @@ def _dtype(config: Mapping[str, Any], device: torch.device) -> str:
     return str(as_dtype(config["model"].get("dtype") or "float32")).removeprefix("torch.")
 
 
-def _model(config: Mapping[str, Any], place: Path, device: torch.device, dtype: str, suite: str) -> LazyModel:
-    options = {name: config.get(name) for name in ("size", "vae_dtype") if config.get(name) is not None}
+def _model(config: Mapping[str, Any], device: torch.device, dtype: str) -> LazyModel | AbsentModel:
+    """The model, and in its configuration whether its files are a known release's.
+
+    A dry run counts pictures of a model of the Hub without its files, where the configuration says their size.
+    """
+    model = config["model"]
+    try:
+        place = weights.locate(model["path"], model.get("revision"), download=not config["dry_run"])
+    except NotDownloaded as error:
+        if model.get("size") is None:
+            raise
+        return AbsentModel(model["name"], model.get("words") or model["name"], model["size"], str(error))
+    model["published"] = weights.published(model["path"], place)
+    options = {name: model.get(name) for name in ("size", "vae_dtype") if model.get(name) is not None}
     return LazyModel(
         place,
         device=device,
         dtype=dtype,
-        name=config["name"],
-        suite=suite,
-        words=_words(config, place),
+        name=model["name"],
+        suite=config["suite"]["name"],
+        words=_words(model, place),
         **options,
     )
 

@@ -109,6 +109,8 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     """Print what a run would compute."""
     console = console or Console(soft_wrap=True, highlight=False)
     console.print(f"dry run: {plan['method']} on {plan['task']}, model {plan['model']}: {plan['words']}")
+    if plan["absent"]:
+        console.print(f"the model is not here, so nothing of it is stored: {plan['absent']}")
     console.print(f"edit: {'stored' if plan['edit_stored'] else 'to be made'}")
     for item in plan["sets"]:
         edited = "edited" if item["edited"] else "unedited"

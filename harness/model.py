@@ -26,6 +26,7 @@ from .weights import ModelNotFound, UnsafeWeightsError, configs_of, fingerprint_
 
 __all__ = [
     "KINDS",
+    "AbsentModel",
     "Conditioning",
     "DiffusionModel",
     "LazyModel",
@@ -485,6 +486,25 @@ class LazyModel:
     def size(self) -> int:
         """Width and height in pixels of a picture whose prompt row names none, by default the configs'."""
         return self.options.get("size") or default_size(self._configs)
+
+
+@dataclass(frozen=True)
+class AbsentModel:
+    """Stands in for a LazyModel in a dry run whose model is not on this machine: nothing of it can be stored.
+
+    Attributes:
+        name, words, size: as DiffusionModel's.
+        reason: why it is not here, and how to get it.
+    """
+
+    name: str
+    words: str
+    size: int
+    reason: str
+    fingerprint: str = "absent"
+
+    def __call__(self) -> DiffusionModel:
+        raise ModelNotFound(self.reason)
 
 
 def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

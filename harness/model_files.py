@@ -38,6 +38,10 @@ class ModelNotFound(ValueError):
     """No usable model lies at the given place; the message says how to get one."""
 
 
+class NotDownloaded(ModelNotFound):
+    """A model of the Hub that is not on this machine, where nothing may be downloaded."""
+
+
 class UnsafeWeightsError(ValueError):
     """The weights exist only as pickles, which are never loaded."""
 

@@ -16,6 +16,7 @@ from .folder import INDEX
 from .model_files import (
     PICKLES,
     ModelNotFound,
+    NotDownloaded,
     UnsafeWeightsError,
     component_files,
     config_files,
@@ -234,7 +235,7 @@ def _downloaded(repo: str, revision: str | None, download: bool) -> Path:
         "or give a diffusers folder: model=folder model.path=DIR"
     )
     if not download:
-        raise ModelNotFound(f"{missing} a dry run downloads nothing; {advice}")
+        raise NotDownloaded(f"{missing} a dry run downloads nothing; {advice}")
     from diffusers import DiffusionPipeline
 
     unused = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}

@@ -109,11 +109,20 @@ def test_the_model_is_looked_for_before_the_captions(call, offline: list[str]):
 
 
 def test_a_dry_run_downloads_nothing_and_says_what_is_missing(call, offline: list[str], random_sd_folder: Path):
-    code, _, err = call("model=sd15", "dry_run=true", small=False)
-    assert code == cli.BAD_INPUT and "a dry run downloads nothing; run `hf download" in err
+    code, out, err = call("model=sd15", "quality=off", "dry_run=true", small=False)
+    assert code == cli.DONE and "a dry run downloads nothing; run `hf download" in out
+    # Ten classes, twenty pictures each: unedited and edited, guided, with PNDM's 51 calls.
+    assert "classes, edited: 200 of 200 pictures to make" in out and f"UNet samples: {400 * 2 * 51}" in out
     code, _, err = call("model=folder", f"model.path={random_sd_folder}", "dry_run=true", small=False)
     assert code == cli.BAD_INPUT and err.startswith("coco_30k: not on this machine, and a dry run downloads nothing")
     assert offline == ["cache"] and files(call.work) == []
+
+
+@pytest.mark.skipif("FIA_MIRROR" not in os.environ, reason="FIA_MIRROR names no folder with the public prompt lists")
+@pytest.mark.parametrize("name", ["fia_fig4", "fia_table3", "fia_table5", "scaling50"])
+def test_an_experiment_on_stable_diffusion_says_what_it_would_compute(call, name: str):
+    code, out, _ = call(f"+experiment={name}", "method=fia", "quality=off", "dry_run=true", small=False)
+    assert code == cli.DONE and "Stable Diffusion 1." in out and "UNet samples: " in out and files(call.work) == []
 
 
 def test_a_missing_value_is_named(call):
