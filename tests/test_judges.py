@@ -26,7 +26,7 @@ from tinyworld.judges import (
     save_judge,
     to_input,
 )  # fmt: skip
-from tinyworld.train.damage import DAMAGES, damage, shuffled_tiles
+from tinyworld.train.damage import DAMAGES, damage, heaps, melted, shuffled_tiles
 from tinyworld.train.data import IGNORED, NONE, draw
 from tinyworld.train.judges import LABELS, SKIP, heatmaps, marked_pictures, sampling, targets, train_judges
 from tinyworld.train.recipe import Recipe, smoke
@@ -198,12 +198,12 @@ def test_heatmap_targets_come_back_as_the_same_centres() -> None:
         marked_pictures(1, 0, frozenset(MARKERS))
 
 
-def test_targets_know_none_ambiguous_and_shuffled() -> None:
+def test_targets_know_none_ambiguous_and_heaps() -> None:
     labels = np.array([[3, 1, 2], [NONE, NONE, NONE], [IGNORED, 0, 5], [4, 2, 1]], np.int16)
     plain = targets(labels)
     assert plain["icon"].tolist() == [3, 28, SKIP, 4]
     assert plain["artist"].tolist() == [1, 5, 0, 2] and plain["place"].tolist() == [2, 30, 5, 1]
-    mixed = targets(labels, np.array([True, False, False, True]))
+    mixed = targets(labels, torch.tensor([True, False, False, True]))
     assert mixed["icon"].tolist() == [28, 28, SKIP, 28] and mixed["place"].tolist() == [SKIP, 30, 5, SKIP]
 
 
@@ -226,11 +226,32 @@ def test_damage_is_seeded_and_each_kind_does_something() -> None:
         assert harmed.abs().max() <= 1 and harmed.shape == x.shape
 
 
-def test_shuffled_tiles_keep_every_pixel_but_no_place() -> None:
+@pytest.mark.parametrize("tile", [8, 16])
+def test_shuffled_tiles_keep_every_pixel_but_no_place(tile: int) -> None:
     x = torch.randn(3, 3, 64, 64)
-    mixed = shuffled_tiles(x, np.random.default_rng(0))
+    mixed = shuffled_tiles(x, np.random.default_rng(0), tile)
     torch.testing.assert_close(mixed.flatten(2).sort().values, x.flatten(2).sort().values)
     assert (mixed == x).float().mean() < 0.3
+
+
+def test_melted_pictures_keep_colours_and_places_but_no_shape() -> None:
+    x = to_input(draw(40, 1).images)
+    moved = melted(x, np.random.default_rng(0))
+    coarse, wanted = (torch.nn.functional.avg_pool2d(y, 32) for y in (moved, x))
+    assert (coarse - wanted).abs().mean() < (wanted - wanted.roll(1, 0)).abs().mean() / 2, "colours and places are lost"
+    assert (moved - x).abs().mean() > (x - x.roll(2, 3)).abs().mean(), "less harm than two pixels of shift"
+    assert torch.equal(melted(x, np.random.default_rng(0), reach=0.0), melted(x, np.random.default_rng(1), reach=0.0))
+    torch.testing.assert_close(melted(x, np.random.default_rng(0), reach=0.0), x, atol=1e-4, rtol=0)
+
+
+def test_every_kind_of_heap_is_drawn_and_the_pictures_stay_as_they_were() -> None:
+    x = to_input(draw(40, 1).images)
+    before = x.clone()
+    heap = heaps(x, np.random.default_rng(0))
+    assert torch.equal(x, before) and heap.shape == x.shape
+    assert (heap != x).flatten(1).any(1).all()
+    rearranged = (heap.flatten(2).sort().values - x.flatten(2).sort().values).abs().flatten(1).amax(1) < 1e-6
+    assert 5 < int(rearranged.sum()) < 39, "tiles keep every pixel, melting does not"
 
 
 def test_quality_captions_leave_out_what_tasks_erase() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ import torch.nn.functional as F
 
 # Probability of each damage, drawn for every picture and damage on its own.
 SHARE = 0.2
-TILE = 16
 
 
 def damage(x: torch.Tensor, rng: np.random.Generator, only: Collection[str] | None = None) -> torch.Tensor:
@@ -32,16 +32,39 @@ def damage(x: torch.Tensor, rng: np.random.Generator, only: Collection[str] | No
     return x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
 
 
-def shuffled_tiles(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Pictures [n, 3, h, w] with their 16-pixel tiles in another order: all parts are there, no object is."""
+def heaps(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Pictures [n, 3, h, w] in which no object is left, though its colours and textures are, and where it stood.
+
+    An object is its shape and parts: a heap of golf-ball texture is not a golf ball. A third each has its tiles of 16
+    pixels in another order, its tiles of 8 pixels, or is `melted`.
+    """
+    x, kinds = x.clone(), rng.integers(0, 3, len(x))
+    for kind, harm in enumerate((partial(shuffled_tiles, tile=16), partial(shuffled_tiles, tile=8), melted)):
+        picked = torch.from_numpy(np.flatnonzero(kinds == kind))
+        if len(picked):
+            x[picked] = harm(x[picked], rng)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def shuffled_tiles(x: torch.Tensor, rng: np.random.Generator, tile: int = 16) -> torch.Tensor:
+    """Pictures [n, 3, h, w] with their tiles in another order."""
     n, channels, height, width = x.shape
-    rows, columns = height // TILE, width // TILE
-    tiles = x.reshape(n, channels, rows, TILE, columns, TILE).permute(0, 2, 4, 1, 3, 5)
-    tiles = tiles.reshape(n, rows * columns, channels, TILE, TILE)
+    rows, columns = height // tile, width // tile
+    tiles = x.reshape(n, channels, rows, tile, columns, tile).permute(0, 2, 4, 1, 3, 5)
+    tiles = tiles.reshape(n, rows * columns, channels, tile, tile)
     order = torch.from_numpy(rng.permuted(np.tile(np.arange(rows * columns), (n, 1)), axis=1))
     mixed = torch.stack([tile[index] for tile, index in zip(tiles, order)])
-    mixed = mixed.reshape(n, rows, columns, channels, TILE, TILE).permute(0, 3, 1, 4, 2, 5)
+    mixed = mixed.reshape(n, rows, columns, channels, tile, tile).permute(0, 3, 1, 4, 2, 5)
     return mixed.reshape(n, channels, height, width).contiguous(memory_format=torch.channels_last)
+
+
+def melted(x: torch.Tensor, rng: np.random.Generator, cells: int = 10, reach: float = 0.3) -> torch.Tensor:
+    """Pictures [n, 3, h, w] drawn out of place: every point comes from up to `reach` half-widths away, another
+    direction a tenth of the picture further on."""
+    moves = torch.from_numpy(rng.uniform(-reach, reach, (len(x), 2, cells, cells)).astype(np.float32))
+    moves = F.interpolate(moves, size=x.shape[-2:], mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    still = F.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), list(x.shape), align_corners=False)
+    return F.grid_sample(x, still + moves, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
 def _numbers(rng: np.random.Generator, n: int, low: float, high: float) -> torch.Tensor:

@@ -22,7 +22,7 @@ from ..judge_networks import ConvNet, HeatmapNet, LargeKernelNet, build_clip
 from ..judges import Classifier, MarkerDetector, SecondClassifier, TinyClip, clip_tokens, save_judge
 from ..scene import Scene, render
 from ..vocabulary import ARTISTS, ICONS, MARKERS, PERSONS, PLACES
-from .damage import damage, shuffled_tiles
+from .damage import damage, heaps
 from .data import IGNORED, NONE, Drawn
 from .loop import autocast, fit, fit_cycles
 from .recipe import Recipe
@@ -34,7 +34,7 @@ NO = "none"
 LABELS = {"icon": (*ICONS, NO), "artist": (*ARTISTS, NO), "place": (*PLACES, NO)}
 # Objects are what unlearning is measured on; the other two heads follow.
 HEAD_WEIGHTS = {"icon": 1.0, "artist": 0.5, "place": 0.3}
-SHUFFLED_SHARE = 0.1
+HEAP_SHARE = 0.15
 # Width of the features that FID and KID compare.
 FEATURES = 128
 SKIP = -100  # cross_entropy's ignore_index
@@ -75,17 +75,17 @@ def train_judges(recipe: Recipe, data: Drawn, held_out: Drawn, out: Path, work: 
     return quality
 
 
-def targets(labels: np.ndarray, shuffled: np.ndarray | None = None) -> dict[str, torch.Tensor]:
+def targets(labels: np.ndarray, heap: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """Class indices by head of labels int [n, 3]; "none" is the last class, ambiguous labels are skipped.
 
-    Pictures marked in `shuffled` (bool [n]) show no object, and nothing is asked about their place and style.
+    Pictures marked in `heap` (bool [n]) show no object, and nothing is asked about their place and style.
     """
     result = {}
     for column, (head, names) in enumerate(LABELS.items()):
         index = torch.from_numpy(labels[:, column].astype(np.int64))
         index = torch.where(index == NONE, len(names) - 1, torch.where(index == IGNORED, SKIP, index))
-        if shuffled is not None:
-            index[torch.from_numpy(shuffled)] = len(names) - 1 if head == "icon" else SKIP
+        if heap is not None:
+            index[heap] = len(names) - 1 if head == "icon" else SKIP
         result[head] = index
     return result
 
@@ -104,10 +104,10 @@ def _batches(data: Drawn) -> Callable[[np.random.Generator, int], tuple[torch.Te
     def draw(rng: np.random.Generator, n: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         picked = np.minimum(np.searchsorted(cumulative, rng.random(n)), len(data) - 1)
         x = to_tensor(data.images[picked])
-        shuffled = rng.random(n) < SHUFFLED_SHARE
-        if shuffled.any():
-            x[torch.from_numpy(shuffled)] = shuffled_tiles(x[torch.from_numpy(shuffled)], rng)
-        return damage(x, rng), targets(data.labels[picked], shuffled)
+        heap = torch.from_numpy(rng.random(n) < HEAP_SHARE)
+        if heap.any():
+            x[heap] = heaps(x[heap], rng)
+        return damage(x, rng), targets(data.labels[picked], heap)
 
     return draw
 

@@ -34,21 +34,26 @@ class Recipe:
     text_width: int = 128
     text_layers: int = 3
     unet_channels: tuple[int, ...] = (48, 96, 128)
-    # Transformer layers a block; the last number is the middle block's, the lowest blocks are plain as SD's.
-    unet_transformers: tuple[int, ...] = (2, 3, 3)
-    unet_heads: tuple[int, ...] = (2, 4, 4)
-    text_heads: int = 4
+    # Transformer layers a block; the last number is also the middle block's.
+    unet_transformers: tuple[int, ...] = (1, 3, 3)
+    heads: int = 4
 
     # Later cycles start with a fresh optimiser from where the earlier ones ended.
     vae: list[Stage] = field(
         default_factory=lambda: [Stage(2_200, 16, 2e-3, ema=0.995), Stage(900, 16, 1.5e-3, ema=0.995)]
     )
     text: Stage = field(default_factory=lambda: Stage(900, 192, 1.5e-3, weight_decay=0.1))
+    # First without transformer blocks at the highest resolution, whose steps cost half as much, then with them.
+    unet_plain: list[Stage] = field(default_factory=lambda: [Stage(3_000, 64, 1.2e-3, ema=0.998)])
     unet: list[Stage] = field(
-        default_factory=lambda: [Stage(2_600, 48, 1.2e-3, ema=0.998), Stage(1_000, 48, 8e-4, ema=0.998)]
+        default_factory=lambda: [Stage(1_400, 64, 1.0e-3, ema=0.998), Stage(400, 48, 6e-4, ema=0.99)]
     )
-    judge: list[Stage] = field(default_factory=lambda: [Stage(2_400, 96, 4e-3), Stage(900, 96, 2e-3)])
-    second_judge: list[Stage] = field(default_factory=lambda: [Stage(600, 96, 2e-3), Stage(900, 96, 4e-3)])
+    judge: list[Stage] = field(
+        default_factory=lambda: [Stage(2_400, 96, 4e-3), Stage(900, 96, 2e-3), Stage(1_500, 96, 2e-3)]
+    )
+    second_judge: list[Stage] = field(
+        default_factory=lambda: [Stage(600, 96, 2e-3), Stage(900, 96, 4e-3), Stage(1_200, 96, 3e-3)]
+    )
     clip: Stage = field(default_factory=lambda: Stage(800, 160, 1.5e-3, weight_decay=0.1))
     detector: Stage = field(default_factory=lambda: Stage(700, 64, 2e-3))
 
@@ -56,7 +61,7 @@ class Recipe:
 def smoke(recipe: Recipe) -> Recipe:
     """The same recipe in a size that ends within a minute: it proves that every stage runs, nothing else."""
     recipe.pictures, recipe.held_out = 96, 32
-    cycles = (recipe.vae, recipe.unet, recipe.judge, recipe.second_judge)
+    cycles = (recipe.vae, recipe.unet_plain, recipe.unet, recipe.judge, recipe.second_judge)
     for stage in (*itertools.chain(*cycles), recipe.text, recipe.clip, recipe.detector):
         stage.steps, stage.batch = 3, 8
     return recipe

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,10 +43,24 @@ def draw(model: DiffusionModel, prompts: list[str], sampler: Sampler) -> np.ndar
     return np.concatenate(parts)
 
 
+def seen(images: np.ndarray, judge: Classifier, head: str) -> list[str]:
+    """The judge's first choice for each picture."""
+    labels = judge.labels[head]
+    return [labels[int(i)] for i in judge.logits(images)[head].argmax(1)]
+
+
 def recognised(images: np.ndarray, judge: Classifier, head: str, wanted: list[str]) -> list[bool]:
     """Whether the judge's first choice is the wanted name, for each picture."""
-    labels = judge.labels[head]
-    return [labels[int(i)] == name for i, name in zip(judge.logits(images)[head].argmax(1), wanted)]
+    return [found == name for found, name in zip(seen(images, judge, head), wanted, strict=True)]
+
+
+def by_chance(found: Sequence[str], wanted: Sequence[str]) -> float:
+    """Expected share of agreement if what is found had nothing to do with what is wanted: sum of products of shares.
+
+    A judge that calls every heap a golf ball finds the golf balls among heaps; that is no knowledge of the model's.
+    """
+    asked = Counter(wanted)
+    return sum(count * asked[name] for name, count in Counter(found).items()) / len(wanted) ** 2
 
 
 def shares(correct: list[bool], wanted: list[str]) -> dict[str, float]:
@@ -90,13 +105,18 @@ def quality(model: DiffusionModel, judge: Classifier, sampler: Sampler, n: int) 
 
 
 def profile(model: DiffusionModel, judge: Classifier, sampler: Sampler, n: int) -> dict:
-    """Share of the ten objects that is still recognised with each kind, and each FFN2 layer, set to zero."""
+    """Share of the ten objects that is still recognised with each kind, and each FFN2 layer, set to zero.
+
+    `by_chance` beside each says what share the judge's habits alone would give on these very pictures.
+    """
     wanted = [name for name in OBJECTS for _ in range(n)]
     prompts = [f"an image of a {name}" for name in wanted]
 
     def measure(layers: list[torch.nn.Linear]) -> dict[str, float]:
         with zeroed(layers):
-            return shares(recognised(draw(model, prompts, sampler), judge, "icon", wanted), wanted)
+            found = seen(draw(model, prompts, sampler), judge, "icon")
+        correct = [icon == name for icon, name in zip(found, wanted, strict=True)]
+        return {**shares(correct, wanted), "by_chance": by_chance(found, wanted)}
 
     kinds = {kind: measure(list(model.layers(kind).values())) for kind in KINDS}
     single = {name: measure([layer]) for name, layer in model.layers("ffn2").items()}

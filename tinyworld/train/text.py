@@ -107,7 +107,7 @@ def train_text(recipe: Recipe, data: Drawn, out: Path, folder: Path) -> None:
             intermediate_size=4 * width,
             projection_dim=width,
             num_hidden_layers=recipe.text_layers,
-            num_attention_heads=recipe.text_heads,
+            num_attention_heads=recipe.heads,
             max_position_embeddings=POSITIONS,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .data import Drawn
 from .loop import autocast, fit_cycles
-from .recipe import Recipe
+from .recipe import Recipe, Stage
 from .vae import latents
 
 EMPTY_SHARE = 0.1
@@ -31,23 +31,40 @@ SCHEDULE = {
 }
 
 
-def new_unet(recipe: Recipe) -> UNet2DConditionModel:
-    """Blocks as SD's: transformer blocks everywhere but at the lowest resolution, whose middle has one."""
-    upper = len(recipe.unet_channels) - 1
+def new_unet(recipe: Recipe, plain_top: bool = False) -> UNet2DConditionModel:
+    """Transformer blocks at every resolution, as at SD's upper three: plain blocks could draw objects by themselves.
+
+    `plain_top` leaves those of the highest resolution out: the smaller network that is trained first.
+    """
+    lower = len(recipe.unet_channels) - 1
+    top = "" if plain_top else "CrossAttn"
     return UNet2DConditionModel(
         sample_size=64 // 2 ** (len(recipe.vae_channels) - 1),
         in_channels=recipe.latent_channels,
         out_channels=recipe.latent_channels,
         layers_per_block=1,
         block_out_channels=tuple(recipe.unet_channels),
-        down_block_types=(*("CrossAttnDownBlock2D",) * upper, "DownBlock2D"),
-        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * upper),
+        down_block_types=(f"{top}DownBlock2D", *("CrossAttnDownBlock2D",) * lower),
+        up_block_types=(*("CrossAttnUpBlock2D",) * lower, f"{top}UpBlock2D"),
         transformer_layers_per_block=tuple(recipe.unet_transformers),
         cross_attention_dim=recipe.text_width,
         # diffusers reads this as the number of heads (its issue 2011).
-        attention_head_dim=tuple(recipe.unet_heads),
+        attention_head_dim=recipe.heads,
         norm_num_groups=16,
     )
+
+
+def grow(plain: UNet2DConditionModel, recipe: Recipe) -> UNet2DConditionModel:
+    """The full network with the weights of `plain`; its new transformer blocks start as the identity."""
+    grown = new_unet(recipe)
+    known = plain.state_dict()
+    grown.load_state_dict(known, strict=False)
+    for name, module in grown.named_modules():
+        # Transformer blocks add their projection to their input.
+        if name.endswith("proj_out") and f"{name}.weight" not in known:
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    return grown
 
 
 @torch.no_grad()
@@ -94,12 +111,17 @@ def train_unet(recipe: Recipe, data: Drawn, out: Path, folder: Path) -> None:
         error = (predicted.float() - noise).square().mean((1, 2, 3))
         return (weights[t] * error).mean()
 
+    def trained(unet: UNet2DConditionModel, name: str, stages: list[Stage], seed: int) -> UNet2DConditionModel:
+        unet = unet.to(memory_format=torch.channels_last)
+        # The backward pass of fused attention is slow on processors without a GPU.
+        unet.set_attn_processor(AttnProcessor())
+        fit_cycles(name, unet, partial(loss, unet), stages, folder, seed)
+        unet.set_default_attn_processor()
+        return unet
+
     torch.manual_seed(recipe.seed + 2)
-    unet = new_unet(recipe).to(memory_format=torch.channels_last)
-    # The backward pass of fused attention is slow on processors without a GPU.
-    unet.set_attn_processor(AttnProcessor())
-    fit_cycles("unet", unet, partial(loss, unet), recipe.unet, folder, recipe.seed + 20)
-    unet.set_default_attn_processor()
+    plain = trained(new_unet(recipe, plain_top=True), "unet_plain", recipe.unet_plain, recipe.seed + 20)
+    unet = trained(grow(plain, recipe), "unet", recipe.unet, recipe.seed + 30)
     scheduler = PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     StableDiffusionPipeline(
         vae=vae,
