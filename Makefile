@@ -11,10 +11,11 @@ UV_VERSION := 0.13.8
 # A uv that answers is used as it is; otherwise one is put into .uv/ (a name on PATH alone may be a shim to nothing).
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 PY := .venv/bin/python
+TESTS := pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 # Newer than the lock exactly when .venv holds what the lock says.
 STAMP := .venv/.installed
 
-.PHONY: help setup demo test faults bench tables lint
+.PHONY: help setup demo test coverage faults bench tables lint types
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,14 +26,21 @@ demo: $(STAMP) ## the main job: FIA forgets five of ten objects in the tiny worl
 	$(PY) run.py $(ARGS)
 
 test: $(STAMP) ## all tests that this machine can run (ARGS="-k store" picks some)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m $(TESTS) $(ARGS)
+
+coverage: $(STAMP) ## all tests, and which lines of the project they run
+	rm -f .coverage .coverage.*
+	OMP_NUM_THREADS=1 $(PY) -m coverage run -m $(TESTS) $(ARGS)
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report
 
 faults: $(STAMP) ## kill runs at twenty seeded moments, resume them and compare with an unbroken one
 	$(PY) tests/faults.py $(ARGS)
 	$(PY) -m pytest -m faults
 
-bench: $(STAMP) ## measure images per second and what FIA's calibration adds to bare denoising
+bench: $(STAMP) ## measure pictures, judges, start-up, and what FIA's masks add to bare denoising
 	$(PY) -m experiments.bench $(ARGS)
+	$(PY) -m experiments.bench_masks $(ARGS)
 
 tables: $(STAMP) ## rebuild results/tables from records: published tables beside measured ones
 	$(PY) -m experiments.tables --write results/tables $(ARGS)
@@ -40,6 +48,9 @@ tables: $(STAMP) ## rebuild results/tables from records: published tables beside
 lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+types: $(STAMP) ## mypy: the types of harness, fia and eval
+	$(PY) -m mypy
 
 $(STAMP): requirements.lock
 	@if [ "$(UV)" = .uv/bin/uv ] && [ ! -x $(UV) ]; then \

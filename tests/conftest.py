@@ -6,9 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # The project runs from its checkout; its rooms are never installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# The same inputs in every run, and no judgement by the clock.
+settings.register_profile("tests", derandomize=True, max_examples=50, deadline=None, database=None)
+settings.load_profile("tests")
 
 
 # Files that take minutes: begun first, so that no process is left with one of them at the end.

@@ -239,12 +239,12 @@ def _cut_off(folder: Path, to: Path) -> Path:
     return to
 
 
-def _changed_unet(change: Callable[[dict], dict]) -> Callable[[Path, Path], Path]:
+def _changed(change: Callable[[dict], dict], part: str = "unet") -> Callable[[Path, Path], Path]:
     def make(folder: Path, to: Path) -> Path:
         from safetensors.torch import load_file, save_file
 
         to = _copied(folder, to)
-        weights = to / "unet" / "diffusion_pytorch_model.safetensors"
+        weights = to / part / "diffusion_pytorch_model.safetensors"
         save_file(change(load_file(weights)), weights)
         return to
 
@@ -276,9 +276,9 @@ def _reshaped(tensors: dict) -> dict:
         (_pickle, "pickled weights are never loaded"),
         (_text_file, "damaged or no safetensors file"),
         (_cut_off, "damaged"),
-        (_changed_unet(_renamed), "unet"),
-        (_changed_unet(_one_lacking), "conv_in.weight"),
-        (_changed_unet(_reshaped), "conv_in.weight"),
+        (_changed(_renamed), "unet"),
+        (_changed(_one_lacking), "conv_in.weight"),
+        (_changed(_reshaped), "conv_in.weight"),
     ],
     ids=lambda item: "" if isinstance(item, str) else item.__name__.strip("_"),
 )
@@ -397,3 +397,134 @@ def test_a_device_that_runs_out_of_memory_is_a_failure_in_one_line(call, monkeyp
     last = err.rstrip().splitlines()[-1]
     assert code == cli.FAILED and last.startswith("OutOfMemoryError: CUDA out of memory") and "Traceback" not in err
     assert not list(call.work.rglob("*.png")) and "record:" not in out
+
+
+# Pictures, judges and edits that are broken: the run stops in one line, and nothing wrong is recorded
+
+
+def _last(err: str) -> str:
+    assert "Traceback" not in err
+    return err.rstrip().splitlines()[-1]
+
+
+def _nan(tensors: dict) -> dict:
+    return {**tensors, "conv_out.weight": tensors["conv_out.weight"] * float("nan")}
+
+
+def _too_large_for_float16(tensors: dict) -> dict:
+    return {**tensors, "conv_out.weight": tensors["conv_out.weight"] * 1e6}
+
+
+def _zeros(tensors: dict) -> dict:
+    return {**tensors, "decoder.conv_out.weight": tensors["decoder.conv_out.weight"] * 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "dtype", "words"),
+    [
+        (_nan, "unet", "float32", "NaN or infinity"),
+        (_too_large_for_float16, "unet", "float16", "dtype torch.float16); try dtype=float32"),
+        (_zeros, "vae", "float32", "gives a picture of one colour"),
+    ],
+    ids=["NaN", "overflow", "black"],
+)
+def test_an_unedited_model_without_pictures_is_a_failure(
+    call, random_sd_folder, tmp_path, change, part: str, dtype: str, words: str
+):
+    model = _changed(change, part)(random_sd_folder, tmp_path / "model")
+    code, out, err = call(f"model.path={model}", "method=none", f"dtype={dtype}")
+    assert code == cli.FAILED and words in _last(err) and "try dtype=" in _last(err)
+    assert "record:" not in out and not list(call.work.rglob("*.png"))
+
+
+def test_black_pictures_of_an_edited_model_are_counted_and_shown(call, monkeypatch):
+    from harness.model import DiffusionModel
+
+    whole = DiffusionModel.decode
+
+    def decode(self, latents, **options):
+        return whole(self, latents, **options) * (self.edit is None)
+
+    monkeypatch.setattr(DiffusionModel, "decode", decode)
+    code, out, err = call("method=uce")
+    assert code == cli.DONE, err
+    record = json.loads(Path(out.rpartition("record: ")[2].strip()).read_text())
+    assert record["counts"]["images_black"] == 5  # three classes and two captions
+    assert "5 pictures of the edited model are of one single colour" in record["note"]
+
+
+def test_an_edit_for_another_model_is_refused(call, random_sd_model, tmp_path):
+    import torch
+
+    from harness.edit import Edit
+
+    edit = Edit(
+        "mask", {"conv_in.weight": torch.ones_like(random_sd_model.unet.conv_in.weight) > 0}, {"base": "0" * 64}
+    )
+    code, out, err = call("method=checkpoint", f"method.path={edit.save(tmp_path / 'edit.safetensors')}")
+    assert code == cli.BAD_INPUT and "made for the model 000000000000" in _last(err)
+    assert "record:" not in out
+
+
+def test_a_judge_that_fails_is_never_scored(call, monkeypatch):
+    """The pictures are kept: once the judge is whole, the same command goes on."""
+    import toy_suite
+
+    from eval.classify import Classify
+
+    def raising(self, images):
+        raise RuntimeError("the judge's weights do not fit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_suite.ColourJudge, "logits", raising)
+        code, out, err = call("method=none")
+        assert code == cli.FAILED and "the judge's weights do not fit" in _last(err) and "record:" not in out
+    with monkeypatch.context() as patch:
+        plain = toy_suite.ColourJudge.logits
+        patch.setattr(
+            toy_suite.ColourJudge, "logits", lambda *a: {head: x * float("nan") for head, x in plain(*a).items()}
+        )
+        code, out, err = call("method=none")
+        assert code == cli.FAILED and "is NaN or infinite; the judge overflows" in _last(err) and "record:" not in out
+    for few in (lambda rows: rows.iloc[:-1], lambda rows: rows.iloc[::-1]):
+        with monkeypatch.context() as patch:
+            scored = Classify.rows
+            patch.setattr(Classify, "rows", lambda *a, few=few, scored=scored: few(scored(*a)))
+            code, out, err = call("method=none")
+            assert code == cli.BAD_INPUT and "rows for 3 classes pictures; a metric gives one row" in _last(err)
+            assert "record:" not in out and not list(call.work.rglob("*.csv"))
+    code, out, err = call("method=none")
+    assert code == cli.DONE and "record:" in out, err
+
+
+def test_two_metrics_of_one_id_are_refused(call):
+    import toy_suite
+
+    metrics = toy_suite.YAML.replace("metrics:\n", "metrics:\n" + toy_suite.YAML.partition("metrics:\n")[2])
+    (call.own / "suite" / "twice.yaml").write_text(metrics)
+    code, out, err = call("method=none", "suite=twice")
+    assert code == cli.BAD_INPUT and "is there twice; give one of the two metrics another id" in _last(err)
+    assert "record:" not in out
+
+
+# Configurations and weights that would run code
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: !!python/object/apply:os.system ['touch ran']\n",
+        "name: !!python/object/new:pathlib.Path ['ran']\n",
+        "name: !!python/name:os.system\n",
+    ],
+)
+def test_yaml_cannot_run_code(call, text: str):
+    (call.own / "suite" / "odd.yaml").write_text(text)
+    code, out, err = call("method=none", "suite=odd", small=False)
+    assert code != cli.DONE and "Traceback" not in err and out == ""
+    assert not (call.work / "ran").exists()
+
+
+@pytest.mark.parametrize("value", ["${eval:1}", "${python:os.system}", "${resolver:touch}"])
+def test_interpolations_cannot_run_code(one_line, value: str):
+    one_line([f"seed={value}"], "Unsupported interpolation type")

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ("help", "setup", "demo", "test", "faults", "bench", "tables", "lint")
+TARGETS = ("help", "setup", "demo", "test", "coverage", "faults", "bench", "tables", "lint", "types")
 LARGEST_FILE = 15_000_000  # bytes
 # Absolute paths that exist on one machine only. Python's own slashes, URLs and globs do not match.
 MACHINE_PATH = re.compile(r"(?<![\w.:*~/})-])/(?:home|root|work|mnt|opt|Users)/[\w.-]")
