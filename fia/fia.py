@@ -13,8 +13,9 @@ does another subset of the concepts. See docs/methods/fia.md for every switch an
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -33,7 +34,7 @@ from .fusion import FUSIONS, SINGLE_CONCEPT, Fused, agnostic_threshold
 from .masks import MaskSet, count
 from .neurons import GRANULARITIES, SELECTIONS, budget, score, select, select_across_layers
 from .parameters import PAPER_R1, PAPER_R2, check_spelling, per_concept_table
-from .saliency import Job, groups, measure
+from .saliency import Job, group_that_fits, groups, measure
 from .statistics import DTYPES, HALVES, Calibration
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,15 @@ _OPTIONS = {
     "fusion": FUSIONS,
     "single_concept": SINGLE_CONCEPT,
 }
+
+
+def _grid(r1s: object) -> tuple[float, ...] | None:
+    """`null | [fractions]` as a tuple in ascending order."""
+    if r1s is None:
+        return None
+    if isinstance(r1s, str) or not isinstance(r1s, Sequence):
+        raise ValueError(f"fia: r1_grid is null or a list of fractions such as [0.02,0.05], got {r1s!r}")
+    return tuple(sorted({fraction("fia: r1_grid", r1) for r1 in r1s}))
 
 
 class _NotStored(Exception):
@@ -91,20 +101,21 @@ class FIA:
     fusion: str = "agnostic"
     single_concept: str = "prune"
     # Speed and memory; they do not decide the result.
-    group: int = 5
+    group: int | None = None
     chunk: int = 8
+    r1_grid: Sequence[float] | None = None
 
     version: ClassVar[int] = 1
-    speed_only: ClassVar[tuple[str, ...]] = ("group", "chunk")
+    speed_only: ClassVar[tuple[str, ...]] = ("group", "chunk", "r1_grid")
 
     def __post_init__(self) -> None:
         for name, options in _OPTIONS.items():
             one_of(f"fia's {name}", getattr(self, name), options)
         for name in ("r1", "r2", "alpha"):
             setattr(self, name, fraction(f"fia: {name}", getattr(self, name)))
-        for name in ("group", "chunk"):
-            whole(f"fia: {name}", getattr(self, name))
-        for name in ("num_pairs", "steps"):
+        self.r1_grid = _grid(self.r1_grid)
+        whole("fia: chunk", self.chunk)
+        for name in ("num_pairs", "steps", "group"):
             whole(f"fia: {name}", getattr(self, name), optional=True)
         if self.words is not None:
             texts("fia: words", self.words)
@@ -133,7 +144,7 @@ class FIA:
         """
         if not concepts:
             raise ValueError("fia: name at least one concept to forget")
-        rule = {"alpha": self.alpha, "fusion": self.fusion, "single_concept": self.single_concept}
+        rule: dict[str, Any] = {"alpha": self.alpha, "fusion": self.fusion, "single_concept": self.single_concept}
         names = ", ".join(concept.name for concept in concepts)
         threshold = agnostic_threshold(concepts=len(concepts), **rule)
         if threshold <= 1:
@@ -162,41 +173,68 @@ class FIA:
         """The mask of every concept (Eq. 6), read from the store or made; any subset can be fused afterwards."""
         for name, table in (("r1_per_concept", self._r1_table), ("r2_per_concept", self._r2_table)):
             check_spelling(name, table, [concept.name for concept in concepts])
-        jobs = [self._job(model, concept, seed) for concept in dict.fromkeys(concepts)]
+        jobs = [self.job_of(model, concept, seed) for concept in dict.fromkeys(concepts)]
         found: dict[Concept, Tensors] = {}
         missing = []
         for job in jobs:
             try:
-                found[job.concept] = self._mask(model, job, stage, _refuse)
+                found[job.concept] = self._mask(model, job, stage, partial(self._stored, job, stage))
             except _NotStored:
                 missing.append(job)
-        for group in groups(missing, self.group):
-            made: dict[Concept, Tensors] = {}
-            for position, job in enumerate(group):
-                # The first that is asked for runs all that follow; another process may have made some meanwhile.
-                def make(job: Job = job, rest: list[Job] = group[position:], made: dict = made) -> Tensors:
-                    if job.concept not in made:
-                        made.update(measure(model, rest))
-                    return made.pop(job.concept)
-
-                found[job.concept] = self._mask(model, job, stage, make)
+        for group in groups(missing, self.group or group_that_fits(model, missing)):
+            for job, saliency in self._measured(model, group, stage):
+                found[job.concept] = self._mask(model, job, stage, partial(dict, saliency))
         return MaskSet({job.concept: found[job.concept] for job in jobs})
 
-    def _job(self, model: DiffusionModel, concept: Concept, seed: int) -> Job:
+    def _measured(self, model: DiffusionModel, group: Sequence[Job], stage: Stage) -> Iterator[tuple[Job, Tensors]]:
+        """The saliency of every concept of a group, read or made; all of the grids is in the store afterwards.
+
+        The first that is missing is made for all that follow, which are stored while it is being made: whoever waits
+        for it then finds them, so that jobs of one sweep that run side by side need one pass. Locks are only ever taken
+        in ascending order of prompts and r1; no two processes wait for each other.
+        """
+        members = [(job, r1) for job in group for r1 in job.grid]
+        made: dict[tuple[Concept, float], Tensors] = {}
+        stored: set[tuple[Job, float]] = set()
+
+        def make(number: int) -> Tensors:
+            job, r1 = members[number]
+            if (job.concept, r1) not in made:
+                made.update(measure(model, list(dict.fromkeys(job for job, _ in members[number:]))))
+                for later, its_r1 in members[number + 1 :]:
+                    key = self._saliency_key(later, its_r1)
+                    stage("fia.saliency", key, partial(made.__getitem__, (later.concept, its_r1)))
+                    stored.add((later, its_r1))
+                    if its_r1 != later.r1:
+                        del made[later.concept, its_r1]
+            return made.pop((job.concept, r1))
+
+        for number, (job, r1) in enumerate(members):
+            if r1 == job.r1 or (job, r1) not in stored:
+                saliency = stage("fia.saliency", self._saliency_key(job, r1), partial(make, number))
+                if r1 == job.r1:
+                    made.pop((job.concept, r1), None)
+                    yield job, saliency
+
+    def job_of(self, model: DiffusionModel, concept: Concept, seed: int) -> Job:
+        """Prompts and settings of one concept's calibration; `seed` is used where the parameter is null."""
         seed = seed if self.seed is None else self.seed
         prompts, base = contrast_pairs(concept, count=self.num_pairs, seed=seed, words=self.words)
         how = Calibration(
             sampler=self.sampler,
             steps=self.sampler.calls() if self.steps is None else self.steps,
             seed=seed,
-            size=self.size or (model.size, model.size),
+            size=pixels("fia: size", self.size) or (model.size, model.size),
             halves=self.halves,
             cosine=self.cosine,
             row_normalise=self.row_normalise,
             dtype=self.saliency_dtype,
             chunk=self.chunk,
         )
-        return Job(concept, tuple(prompts), tuple(base), self.kind, self.r1_of(concept), self.strict, how)
+        r1 = self.r1_of(concept)
+        # An exception of the table holds for every member of a sweep over r1.
+        grid = {r1} if concept.name.casefold() in self._r1_table else {r1, *(self.r1_grid or ())}
+        return Job(concept, tuple(prompts), tuple(base), self.kind, r1, self.strict, how, tuple(sorted(grid)))
 
     def r1_of(self, concept: Concept) -> float:
         """r1 of this concept: the table's value where it names the concept."""
@@ -206,21 +244,27 @@ class FIA:
         """r2 of this concept: the table's value where it names the concept."""
         return self._r2_table.get(concept.name.casefold(), self.r2)
 
-    def _mask(self, model: DiffusionModel, job: Job, stage: Stage, make: Callable[[], Tensors]) -> Tensors:
-        """Packed mask of one concept, from the store, or from saliency that is stored or made."""
-        saliency_key = {"version": self.version, **job.key()}
-        mask_key = saliency_key | {
+    def _stored(self, job: Job, stage: Stage) -> Tensors:
+        """The saliency at the job's r1 from the store.
+
+        Raises:
+            _NotStored: it is not there.
+        """
+        return stage("fia.saliency", self._saliency_key(job, job.r1), _refuse)
+
+    def _mask(self, model: DiffusionModel, job: Job, stage: Stage, saliency: Callable[[], Tensors]) -> Tensors:
+        """Packed mask of one concept, from the store, or from its saliency."""
+        key = self._saliency_key(job, job.r1) | {
             "r2": self.r2_of(job.concept),
             "selection": self.selection,
             "granularity": self.granularity,
             "strength_normalise": self.strength_normalise,
             "zero_score": self.zero_score,
         }
-        try:
-            return stage("fia.mask", mask_key, _refuse)
-        except _NotStored:
-            saliency = stage("fia.saliency", saliency_key, make)
-        return stage("fia.mask", mask_key, lambda: pack(self.choose(saliency, job, model.device)))
+        return stage("fia.mask", key, lambda: pack(self.choose(saliency(), job, model.device)))
+
+    def _saliency_key(self, job: Job, r1: float) -> dict[str, Any]:
+        return {"version": self.version, **job.key(r1)}
 
     def choose(self, saliency: Tensors, job: Job, device: torch.device) -> Tensors:
         """Eq. 3-6: the bool mask of every layer, from what `saliency.measure` keeps of a concept."""

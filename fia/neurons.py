@@ -11,13 +11,13 @@ All functions are pure; ties go to the lower index, so that masks do not depend 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from harness.masks import top_entries
+from harness.masks import kth_largest, top_entries
 
 GRANULARITIES = ("both", "channel", "layer")
 SELECTIONS = ("both", "temporal", "spatial")
@@ -33,27 +33,34 @@ def budget(share: float, n: int) -> int:
 
 @dataclass
 class Evidence:
-    """What Eq. 3 needs from all steps of one layer and concept: two running sums.
+    """What Eq. 3 needs from all steps of one layer and concept: running sums, 5 bytes a weight with one r1.
 
     Attributes:
         strength: sum over steps of S, float32 (or float64) [Cout, Cin].
-        count: steps at which S passed the threshold, whole numbers [Cout, Cin].
+        counts: by r1, the steps at which S passed the threshold, whole numbers [Cout, Cin].
     """
 
     strength: Tensor
-    count: Tensor
+    counts: dict[float, Tensor]
     steps: int = 0
 
     @classmethod
-    def empty(cls, weight: Tensor, steps: int, dtype: torch.dtype = torch.float32) -> Evidence:
+    def empty(cls, weight: Tensor, steps: int, r1s: Sequence[float], dtype: torch.dtype = torch.float32) -> Evidence:
         """Room for `steps` steps of a layer with this weight, on its device."""
-        counts = torch.uint8 if steps <= 255 else torch.int16
-        return cls(torch.zeros_like(weight, dtype=dtype), torch.zeros_like(weight, dtype=counts))
+        whole = torch.uint8 if steps <= 255 else torch.int16
+        return cls(
+            torch.zeros_like(weight, dtype=dtype), {r1: torch.zeros_like(weight, dtype=whole) for r1 in r1s}
+        )  # fmt: skip
 
-    def add(self, saliency: Tensor, r1: float, strict: bool) -> None:
+    @property
+    def nbytes(self) -> int:
+        return self.strength.nbytes + sum(count.nbytes for count in self.counts.values())
+
+    def add(self, saliency: Tensor, strict: bool) -> None:
         """Take in S of one step."""
         self.strength += saliency
-        self.count += passes(saliency, r1, strict)
+        for r1, count in self.counts.items():
+            count += passes(saliency, r1, strict)
         self.steps += 1
 
 
@@ -66,11 +73,6 @@ def passes(saliency: Tensor, r1: float, strict: bool) -> Tensor:
     k = budget(r1, saliency.numel())
     tau = kth_largest(saliency.flatten(), k)
     return saliency > tau if strict else (saliency >= tau) & (saliency > 0)
-
-
-def kth_largest(values: Tensor, k: int) -> Tensor:
-    """The k-th largest value along the last dimension, without sorting it: [..., n] to [..., 1] (or a scalar)."""
-    return values.kthvalue(values.shape[-1] - k + 1, dim=-1, keepdim=values.dim() > 1).values
 
 
 def score(strength: Tensor, frequency: Tensor, *, strength_normalise: bool, use_frequency: bool = True) -> Tensor:

@@ -27,6 +27,8 @@ from harness.sampler import Sampler
 EPS = 1e-8
 HALVES = ("both", "cond", "uncond")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+# Entries of U, and of X, that are worked on at once: what a processor's cache holds, or what keeps an accelerator busy.
+_ENTRIES = {"cpu": 2**17, "accelerator": 2**26}
 
 
 @dataclass(frozen=True)
@@ -56,86 +58,136 @@ class Calibration:
     chunk: int = 8
 
 
-def activity(x: Tensor, weight: Tensor, *, cosine: bool, row_normalise: bool, dtype: str = "float32") -> Tensor:
-    """`U / |W|` of Eq. 1 for a batch of prompts.
+def activity(
+    x: Tensor, weight: Tensor, y: Tensor | None = None, *, cosine: bool, row_normalise: bool, dtype: str = "float32"
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """`U / |W|` of Eq. 1 for a batch of prompts, as fractions `|a| / b` of a few prompts at a time.
+
+    Eq. 1 divided by `||X_j||` is `|<X_j, Y_i>| / (||Y_i|| + eps / ||X_j||)`; a channel that is always zero gives 0.
 
     Args:
-        x: layer inputs [prompts, tokens, Cin], any float dtype.
+        x: layer inputs [guidance halves, prompts, tokens, Cin], any float dtype; a prompt's tokens of all halves count.
         weight: [Cout, Cin].
-        cosine: with the cosine factor the result is dense; without it U is rank one and a vector is enough.
+        y: `x W^T` [guidance halves, prompts, tokens, Cout] in the dtype of the inner products, where the layer has it
+            already; otherwise it is computed where it is needed.
+        cosine: with the cosine factor U / |W| is dense; without it U is rank one and a vector is enough.
         row_normalise: unit-length token vectors first; an all-zero token stays zero.
         dtype: arithmetic of the inner products; norms and the result are at least float32.
 
-    Returns:
-        [prompts, Cout, Cin] with the cosine factor, [prompts, Cin] without.
+    Yields:
+        `a` and `b`, both [prompts, Cout, Cin], with the cosine factor; [prompts, Cin] and None, which stands for 1,
+        without. They belong to the caller.
     """
     work = torch.float64 if dtype == "float64" else torch.float32
-    x = x.to(work)
-    if row_normalise:
-        x = nn.functional.normalize(x, dim=-1, eps=1e-12)
-    norm = torch.linalg.vector_norm(x, dim=1)
     if not cosine:
-        return norm
-    inner, out_norm = _inner_products(x.to(DTYPES[dtype]), weight.to(DTYPES[dtype]))
-    norm = norm[:, None, :]
-    scale = (norm * out_norm.to(work)[:, :, None]).add_(EPS)
-    return inner.to(work).abs_().mul_(norm).div_(scale)
+        yield (_unit_norms if row_normalise else _norms)(x.to(work)), None
+        return
+    if row_normalise:
+        x, y = nn.functional.normalize(x.to(work), dim=-1, eps=1e-12), None
+    weight = weight.to(DTYPES[dtype])
+    halves, prompts, tokens, columns = x.shape
+    by_gram = (halves * tokens + len(weight)) * columns < (1 if y is not None else 2) * halves * tokens * len(weight)
+    entries = _ENTRIES["cpu" if x.device.type == "cpu" else "accelerator"]
+    at_once = max(1, entries // max(weight.numel(), halves * tokens * columns))
+    for start in range(0, prompts, at_once):
+        few = slice(start, start + at_once)
+        own = x[:, few].to(work)
+        x_few = own.to(DTYPES[dtype])
+        if by_gram:
+            inner, out_norm = _by_gram(x_few, weight, work)
+        else:
+            y_few = x_few @ weight.mT if y is None else y[:, few]
+            inner, out_norm = products_of(y_few, x_few), _norms(y_few.to(work))
+        yield inner.to(work), out_norm[:, :, None] + (EPS / _norms(own))[:, None, :]
 
 
-def _inner_products(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`<X_j, Y_i>` [prompts, Cout, Cin] and `||Y_i||` [prompts, Cout], by the cheaper of two equal ways.
+def products_of(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of channels, one matrix a prompt: [halves, prompts, tokens, m] and n to [prompts, m, n]."""
+    inner = torch.bmm(left[0].mT, right[0])
+    for left_half, right_half in zip(left[1:], right[1:], strict=True):
+        inner.baddbmm_(left_half.mT, right_half)
+    return inner
 
-    Directly, `Y = X W^T` and `Y^T X`; or from the Gram matrix `G = X^T X`, as `W G` and the diagonal of `W G W^T`
-    (narrow inputs and many tokens, such as the first feed-forward projection).
+
+def _by_gram(x: Tensor, weight: Tensor, work: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`<X_j, Y_i>` and `||Y_i||` without Y, from the Gram matrix `G = X^T X`: `W G` and the diagonal of `W G W^T`.
+
+    Cheaper where inputs are narrow and tokens many, such as in the first feed-forward projection.
     """
-    wide = torch.promote_types(x.dtype, torch.float32)
-    tokens, (rows, columns) = x.shape[1], weight.shape
-    if (tokens + rows) * columns < 2 * tokens * rows:
-        inner = weight @ (x.mT @ x)
-        return inner, (inner * weight).sum(-1, dtype=wide).clamp_(min=0).sqrt_()
-    y = x @ weight.T
-    return torch.bmm(y.mT, x), torch.linalg.vector_norm(y, dim=1, dtype=wide)
+    inner = weight @ products_of(x, x)
+    return inner, (inner * weight).sum(-1, dtype=work).clamp_(min=0).sqrt_()
+
+
+def _norms(x: Tensor) -> Tensor:
+    """Length of every channel over all tokens and halves: [halves, prompts, tokens, n] to [prompts, n]."""
+    # Not vector_norm: along such a dimension its kernel for processors is up to forty times slower.
+    return x.square().sum(-2).sum(0).sqrt_()
+
+
+def _unit_norms(x: Tensor) -> Tensor:
+    """The same after every token was scaled to unit length."""
+    squares = x.square()
+    return squares.div_(squares.sum(-1, keepdim=True).clamp_(min=1e-24)).sum(-2).sum(0).sqrt_()
 
 
 @dataclass
 class Moments:
-    """Running mean, and population variance where `spread`, over prompts; batches are merged as Chan et al. do.
+    """Running mean, and population variance where `spread`, over prompts; one prompt is added after the other.
 
-    The two-moment formula (mean of squares minus square of mean) would lose the digits that Eq. 2 subtracts.
+    The two-moment formula (mean of squares minus square of mean) would lose the digits that Eq. 2 subtracts; instead
+    every prompt adds its squared distance from the mean so far (Welford).
+
+    Attributes:
+        total: sum of the values.
+        m2: sum of the squared distances from the mean.
     """
 
     spread: bool = False
     count: int = 0
-    mean: Tensor | None = None
-    m2: Tensor | None = None
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    m2: Tensor = field(default_factory=lambda: torch.zeros(()))
 
-    def add(self, values: Tensor) -> None:
-        """Take in `values` [prompts, ...]."""
-        n, total = values.shape[0], self.count + values.shape[0]
-        mean = values.mean(0)
-        m2 = (values - mean).square_().sum(0) if self.spread else None
+    def add(self, values: Tensor, divisor: Tensor | None = None) -> None:
+        """Take in `|values| / divisor` [prompts, ...]; `values` is used up."""
         if self.count == 0:
-            self.mean, self.m2 = mean, m2
-        else:
-            delta = mean.sub_(self.mean)
-            if self.spread:
-                self.m2.add_(m2).add_(delta.square(), alpha=self.count * n / total)
-            self.mean.add_(delta, alpha=n / total)
-        self.count = total
+            self.total = torch.zeros_like(values[0])
+            self.m2 = torch.zeros_like(self.total) if self.spread else self.m2
+        values.abs_()
+        if divisor is not None and self.spread:
+            values.div_(divisor)
+        for index, value in enumerate(values):
+            self.count += 1
+            if self.spread or divisor is None:
+                self.total.add_(value)
+            else:
+                self.total.addcdiv_(value, divisor[index])
+            if self.spread and self.count > 1:
+                # (value - old mean) (value - new mean), by the new mean alone.
+                distance = value.sub_(self.total, alpha=1 / self.count)
+                self.m2.addcmul_(distance, distance, value=self.count / (self.count - 1))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
 
     def std(self) -> Tensor:
         """Population standard deviation (divided by n, as released; the paper does not say)."""
-        return (self.m2 / self.count).sqrt()
+        return (self.m2 / self.count).sqrt_()
 
 
-def contrast(concept: Moments, base: Moments) -> Tensor:
-    """Eq. 2 without the factor |W|: `max(0, mu_c - mu_b - sigma_b)`."""
-    return (concept.mean - base.mean - base.std()).clamp_(min=0)
+def contrast(concept: Moments, ceiling: Tensor) -> Tensor:
+    """Eq. 2 without the factor |W|: `max(0, mu_c - (mu_b + sigma_b))`; `concept` is used up."""
+    return concept.total.div_(concept.count).sub_(ceiling).clamp_(min=0)
+
+
+def _ceiling(base: Moments) -> Tensor:
+    """What a concept's mean has to exceed: `mu_b + sigma_b`."""
+    return base.std().add_(base.total.div_(base.count))
 
 
 @dataclass
 class _Readers:
-    """Forward pre-hooks that reduce what every layer receives and add it to the moments that are open."""
+    """Forward hooks that reduce what every layer receives and add it to the moments that are open."""
 
     layers: Mapping[str, nn.Linear]
     calibration: Calibration
@@ -144,7 +196,7 @@ class _Readers:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        handles = [layer.register_forward_pre_hook(self._reader(name)) for name, layer in self.layers.items()]
+        handles = [layer.register_forward_hook(self._reader(name)) for name, layer in self.layers.items()]
         try:
             yield
         finally:
@@ -155,29 +207,34 @@ class _Readers:
         self.moments = {name: Moments(spread) for name in self.layers}
         return self.moments
 
-    def _reader(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def _reader(self, name: str) -> Callable[[nn.Linear, tuple[Tensor, ...], Tensor], None]:
         how = self.calibration
 
-        def read(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def read(layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = one_prompt_each(args[0], self.prompts, how.halves)
-            self.moments[name].add(
-                activity(x, layer.weight, cosine=how.cosine, row_normalise=how.row_normalise, dtype=how.dtype)
-            )
+            y: Tensor | None = None
+            # What the layer has computed is Y only where it was not rounded to fewer digits than are asked for.
+            if how.cosine and output.dtype == layer.weight.dtype == DTYPES[how.dtype]:
+                with_bias = one_prompt_each(output, self.prompts, how.halves)
+                y = with_bias if layer.bias is None else with_bias - layer.bias
+            fractions = activity(
+                x, layer.weight, y, cosine=how.cosine, row_normalise=how.row_normalise, dtype=how.dtype
+            )  # fmt: skip
+            for values, divisor in fractions:
+                self.moments[name].add(values, divisor)
 
         return read
 
 
 def one_prompt_each(x: Tensor, prompts: int, halves: str) -> Tensor:
-    """The rows of every prompt: [2 * prompts, tokens, Cin] to [prompts, tokens or 2 * tokens, Cin].
+    """The rows of every prompt: a view of [2 * prompts, tokens, n] as [1 or 2 halves, prompts, tokens, n].
 
     The batch is [unconditional half; conditional half], as `DiffusionModel.trajectory` promises.
     """
     if x.shape[0] != 2 * prompts:
         raise ValueError(f"a layer saw {x.shape[0]} samples for {prompts} prompts; both guidance halves are needed")
     x = x.reshape(2, prompts, -1, x.shape[-1])
-    if halves == "both":
-        return torch.cat((x[0], x[1]), dim=1)
-    return x[1] if halves == "cond" else x[0]
+    return x if halves == "both" else x[1:] if halves == "cond" else x[:1]
 
 
 def _walks(model: DiffusionModel, prompts: Sequence[str], how: Calibration) -> list[tuple[int, Iterator[Tensor]]]:
@@ -207,15 +264,15 @@ def contrast_each_step(
 ) -> None:
     """Run base and concept prompts in lock-step and hand over every contrast as soon as it is known.
 
-    Device memory holds the moments of one step: mean and variance of the base prompts, the mean of one concept. It
-    depends neither on the number of steps nor on the number of concepts or prompts.
+    Device memory holds the moments of one step: mean and variance of the base prompts, then their sum `mu_b + sigma_b`
+    and the mean of one concept. It depends neither on the number of steps nor on the number of concepts or prompts.
 
     Args:
         layers: layers to read, by module name.
         base: prompts without a concept, shared by all concepts.
         concepts: prompts of each concept.
         take: called as `take(concept index, layer name, contrast)`, once a step, concept and layer; the contrast is
-            [Cout, Cin] with the cosine factor and [Cin] without, to be multiplied by |W|.
+            [Cout, Cin] with the cosine factor and [Cin] without, to be multiplied by |W|. It belongs to `take`.
     """
     readers = _Readers(layers, how)
     base_walks = _walks(model, base, how)
@@ -233,7 +290,8 @@ def contrast_each_step(
 
         for _ in range(how.steps):
             base_moments = advance(base_walks, spread=True)
+            ceilings = {name: _ceiling(base_moments.pop(name)) for name in layers}
             for index, walks in enumerate(concept_walks):
                 moments = advance(walks, spread=False)
                 for name in layers:
-                    take(index, name, contrast(moments.pop(name), base_moments[name]))
+                    take(index, name, contrast(moments.pop(name), ceilings[name]))

@@ -12,6 +12,12 @@ from . import packing
 _SHAPE = "shape/"
 
 
+def kth_largest(values: Tensor, k: int) -> Tensor:
+    """The k-th largest value along the last dimension, without sorting it: [..., n] to [..., 1] (or a scalar)."""
+    # Not kthvalue: on CUDA it gives a whole row to one block, which takes longer than sorting it.
+    return values.topk(k, sorted=False).values.amin(-1, keepdim=values.dim() > 1)
+
+
 def top_entries(scores: Tensor, k: int) -> Tensor:
     """True at the k largest entries of every row of `scores` [rows, n]: exactly k a row, ties to the lower index.
 
@@ -20,7 +26,7 @@ def top_entries(scores: Tensor, k: int) -> Tensor:
     n = scores.shape[-1]
     if not 0 < k < n:
         return torch.full_like(scores, k > 0, dtype=torch.bool)
-    tau = scores.kthvalue(n - k + 1, dim=-1, keepdim=True).values
+    tau = kth_largest(scores, k)
     above, ties = scores > tau, scores == tau
     return above | (ties & (ties.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
 

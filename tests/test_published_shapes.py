@@ -1,59 +1,22 @@
 """SD 1.x and SDXL at their published sizes, without a single weight: layers by kind, shapes, parameter counts.
 
-The configurations are those of the releases' own `config.json` files, at the revisions of `harness/releases.py`; what
-they leave out has the library's default. Everything lies on the meta device, which holds shapes and no memory.
+The configurations are those of `experiments/architectures.py`. Everything lies on the meta device, which holds shapes
+and no memory.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from experiments.architectures import PUBLISHED, parts_on_meta
+from fia.neurons import Evidence
+from fia.saliency import LARGEST_GROUP, MOMENTS, fitting
 from harness.edit import Edit, pruned_shares
 from harness.model import KINDS, DiffusionModel
 from harness.trainer import parameter_names
-
-SD_UNET = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "layers_per_block": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
-SDXL_UNET = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
-    "layers_per_block": 2,
-    "attention_head_dim": (5, 10, 20),
-    "transformer_layers_per_block": (1, 2, 10),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-VAE = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
-# CLIP ViT-L/14, the text encoder of SD 1.x and the first of SDXL; OpenCLIP ViT-bigG/14, SDXL's second.
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-CLIP_G = {
-    **{"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20},
-    **{"projection_dim": 1280, "hidden_act": "gelu"},
-}
 
 # Transformer blocks by the UNet's block, and how many of them have which width.
 BLOCKS = {
@@ -73,7 +36,7 @@ KEY_VALUE_WEIGHTS = {"sd": 19_169_280, "sdxl": 340_787_200}
 CROSS_ATTENTION_PARAMETERS = {"sd": 43_962_560, "sdxl": 545_670_400}
 
 
-@pytest.fixture(scope="module", params=["sd", "sdxl"])
+@pytest.fixture(scope="module", params=PUBLISHED)
 def name(request) -> str:
     return request.param
 
@@ -81,15 +44,7 @@ def name(request) -> str:
 @pytest.fixture(scope="module")
 def model(name: str) -> DiffusionModel:
     """The pipeline's parts with weights, at full size, and nothing of the rest."""
-    with torch.device("meta"):
-        parts = {
-            "unet": UNet2DConditionModel(**(SDXL_UNET if name == "sdxl" else SD_UNET)),
-            "vae": AutoencoderKL(**VAE),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**CLIP_L)),
-        }
-        if name == "sdxl":
-            parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G))
-    return DiffusionModel(SimpleNamespace(tokenizer=None, **parts), device="meta", name=name, fingerprint="meta")
+    return DiffusionModel(parts_on_meta(name), device="meta", name=name, fingerprint="meta")
 
 
 def count(module: torch.nn.Module) -> int:
@@ -138,6 +93,19 @@ def test_sums_over_a_kind(model, name):
     assert weights("cross_k", "cross_v") == KEY_VALUE_WEIGHTS[name]
     assert sum(sizes[parameter] for parameter in parameter_names(model, "xattn_kv")) == KEY_VALUE_WEIGHTS[name]
     assert sum(sizes[parameter] for parameter in parameter_names(model, "xattn")) == CROSS_ATTENTION_PARAMETERS[name]
+
+
+def test_what_fia_holds_fits(model, name):
+    """A concept of a group holds at most 250 MB at SD's size, and several of SDXL's fit into 24 GB beside the model."""
+    weights = [layer.weight for layer in model.layers("ffn2").values()]
+    concept = sum(Evidence.empty(weight, steps=10, r1s=[0.05]).nbytes for weight in weights)
+    assert concept == 5 * FFN2_WEIGHTS[name] <= {"sd": 250e6, "sdxl": 2.1e9}[name]
+    moments = 4 * MOMENTS * FFN2_WEIGHTS[name]
+    pipeline = 2 * PIPELINE_PARAMETERS[name]  # float16
+    group = fitting(concept, moments, 24e9 - pipeline, 64e9)
+    assert group == {"sd": LARGEST_GROUP, "sdxl": 2}[name]
+    left = 24e9 - pipeline - moments - group * concept
+    assert left > 8e9  # for the UNet's own activations and the layer that is being reduced
 
 
 def test_pruned_shares_have_the_published_denominators(model, name):

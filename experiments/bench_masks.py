@@ -1,0 +1,262 @@
+"""What FIA's masks cost beyond the denoising they cannot do without: `python -m experiments.bench_masks`.
+
+    python -m experiments.bench_masks                             the tiny world, on the device that a run would use
+    python -m experiments.bench_masks --rounds 5 model=sd15       settings as for run.py
+
+Measured in turn, round after round in one process, so that a machine that slows down slows all of them:
+
+    denoising     bare denoising of the base prompts and of all concepts' prompts: same batches, sampler and steps
+    statistics    the same with FIA's statistics and thresholds (Eq. 1-3): one pass for the concepts
+    products      only the products X^T Y that the exact cosine factor needs, at the layers' shapes and with their calls
+    thresholds    Eq. 3's top r1 of every layer once, by selection; and `sorts`, by sorting
+    selection     Eq. 4-6: the mask of one concept from what is kept of it
+
+The ratio is statistics to denoising, a median over paired rounds; the floor is 1 plus products to denoising. Written,
+with every round and the hardware, to results/bench/masks-MODEL-DEVICE.json and as a table beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from . import cli
+
+if TYPE_CHECKING:
+    import torch
+
+    from fia.saliency import Job
+    from harness.model import DiffusionModel
+
+log = logging.getLogger(__name__)
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "bench"
+STEPS = 2  # UNet calls of every walk: enough to tell seconds a sample, and few enough for a processor
+
+
+def measure(cfg: DictConfig, rounds: int, steps: int = STEPS) -> dict[str, Any]:
+    """Time the parts `rounds` times each, on the configured task's concepts.
+
+    Returns:
+        JSON values: what was run, `rounds` (seconds of every part), `medians`, `floor` from shapes, `environment`.
+
+    Raises:
+        ValueError: the configuration is not usable, or its method is not FIA with the cosine factor.
+    """
+    import torch
+
+    from fia.fia import FIA
+    from fia.saliency import groups
+    from fia.saliency import measure as run_statistics
+    from fia.statistics import DTYPES, products_of
+    from harness.masks import kth_largest
+    from harness.method import Meter
+    from harness.record import environment
+
+    from .setup import setup
+
+    parts = setup(cfg)
+    method = parts.method
+    if not isinstance(method, FIA) or not method.cosine:
+        raise ValueError(f"method={parts.config['method']['name']}: the exact term is measured; say method=fia")
+    method.steps = min(steps, method.sampler.calls())
+    model = parts.model()
+    jobs = [method.job_of(model, concept, parts.config["seed"]) for concept in dict.fromkeys(parts.task.concepts)]
+    jobs = next(groups(jobs, len(jobs)))
+    concepts = [job.concept for job in jobs]
+    layers = model.layers(method.kind)
+    kept: dict[Any, dict[str, torch.Tensor]] = {}
+
+    def denoising() -> None:
+        for prompts in (jobs[0].base, *(job.prompts for job in jobs)):
+            for start in range(0, len(prompts), method.chunk):
+                few = prompts[start : start + method.chunk]
+                model.denoise(
+                    model.encode(few),
+                    model.latents([jobs[0].how.seed] * len(few), *jobs[0].how.size),
+                    method.sampler,
+                    method.sampler.guidance,
+                    size=jobs[0].how.size,
+                    stop_after=method.steps,
+                    both_halves=True,
+                )
+
+    def with_statistics() -> None:
+        kept.clear()
+        kept.update(run_statistics(model, jobs))
+
+    shapes = inputs(model, jobs[0])
+    halves = 2 if method.halves == "both" else 1
+    random = {
+        name: [torch.randn(halves, shape[0], shape[1], n, device=model.device, dtype=model.dtype) for n in shape[2:]]
+        for name, shape in shapes.items()
+    }
+    calls = method.steps * sum(
+        math.ceil(len(prompts) / method.chunk) for prompts in (jobs[0].base, *(job.prompts for job in jobs))
+    )
+
+    def products() -> None:
+        for x, y in random.values():
+            products_of(y.to(DTYPES[method.saliency_dtype]), x.to(DTYPES[method.saliency_dtype]))
+
+    def thresholds(find: Callable[[torch.Tensor, int], Any]) -> Callable[[], None]:
+        def run() -> None:
+            for name in layers:
+                values = kept[concepts[0], jobs[0].r1][f"strength/{name}"].to(model.device).flatten()
+                find(values, max(1, int(method.r1 * values.numel())))
+
+        return run
+
+    work = {
+        "denoising": denoising,
+        "statistics": with_statistics,
+        "products": products,
+        "thresholds": thresholds(kth_largest),
+        "sorts": thresholds(lambda values, k: values.sort(descending=True).values[k - 1]),
+        "selection": lambda: method.choose(kept[concepts[0], jobs[0].r1], jobs[0], model.device),
+    }
+    # Once unmeasured: kernels are chosen, memory is claimed and text features are kept.
+    for run in work.values():
+        run()
+    found: list[dict[str, float]] = []
+    samples = 0
+    for number in range(rounds):
+        seconds = {}
+        for name, run in work.items():
+            meter = Meter(model, parts.device)
+            run()
+            spent = meter.read()
+            seconds[name] = spent.seconds
+            samples = spent.unet_samples or samples
+        found.append(seconds)
+        log.info("round %d of %d", number + 1, rounds)
+    return {
+        "model": model.name,
+        "words": model.words,
+        "fingerprint": model.fingerprint,
+        "task": parts.task.name,
+        "device": str(parts.device),
+        "dtype": parts.config["dtype"],
+        "method": parts.config["method"],
+        "chunk": method.chunk,
+        "concepts": len(concepts),
+        "steps": method.steps,
+        "unet_samples": samples,
+        "rounds": found,
+        "medians": medians(found, calls, samples, len(concepts), len(layers), method.steps),
+        "environment": environment(),
+    }
+
+
+def inputs(model: DiffusionModel, job: Job) -> dict[str, tuple[int, int, int, int]]:
+    """What every measured layer meets in a full batch: (prompts, tokens, Cin, Cout) by name."""
+    layers = model.layers(job.kind)
+    seen: dict[str, tuple[int, int, int, int]] = {}
+    prompts = job.prompts[: job.how.chunk]
+
+    def reader(name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
+        def read(layer: Any, args: tuple[torch.Tensor, ...]) -> None:
+            seen[name] = (len(prompts), args[0].shape[1], layer.in_features, layer.out_features)
+
+        return read
+
+    handles = [layer.register_forward_pre_hook(reader(name)) for name, layer in layers.items()]
+    try:
+        latents = model.latents([job.how.seed] * len(prompts), *job.how.size)
+        sampler = job.how.sampler
+        model.denoise(model.encode(prompts), latents, sampler, sampler.guidance, size=job.how.size, stop_after=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def medians(
+    found: Sequence[Mapping[str, float]], calls: int, samples: int, concepts: int, layers: int, steps: int
+) -> dict[str, float]:
+    """What the rounds say; ratios are taken within a round."""
+
+    def median(value: Callable[[Mapping[str, float]], float]) -> float:
+        return statistics.median(value(seconds) for seconds in found)
+
+    return {
+        "denoising_ms_per_unet_sample": median(lambda s: 1000 * s["denoising"] / samples),
+        "statistics_ms_per_unet_sample": median(lambda s: 1000 * s["statistics"] / samples),
+        "ratio": median(lambda s: s["statistics"] / s["denoising"]),
+        "floor": median(lambda s: 1 + calls * s["products"] / s["denoising"]),
+        "ratio_to_floor": median(lambda s: s["statistics"] / (s["denoising"] + calls * s["products"])),
+        "thresholds_ms_per_layer": median(lambda s: 1000 * s["thresholds"] / layers),
+        "sort_ms_per_layer": median(lambda s: 1000 * s["sorts"] / layers),
+        "sort_to_threshold": median(lambda s: s["sorts"] / s["thresholds"]),
+        "thresholds_share_of_statistics": median(lambda s: concepts * steps * s["thresholds"] / s["statistics"]),
+        "selection_ms_per_concept": median(lambda s: 1000 * s["selection"]),
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The medians as Markdown."""
+    own, hardware = result["medians"], result["environment"]["hardware"]
+    where = ", ".join(hardware["gpus"]) if result["device"].startswith("cuda") else hardware["cpu"]
+    rows = [
+        ("bare denoising, ms a UNet sample", f"{own['denoising_ms_per_unet_sample']:.2f}"),
+        ("with statistics, ms a UNet sample", f"{own['statistics_ms_per_unet_sample']:.2f}"),
+        ("ratio", f"{own['ratio']:.3f}"),
+        ("floor: 1 + products X^T Y : denoising", f"{own['floor']:.3f}"),
+        ("ratio : floor", f"{own['ratio_to_floor']:.3f}"),
+        ("threshold of Eq. 3, ms a layer", f"{own['thresholds_ms_per_layer']:.3f}"),
+        ("the same by sorting", f"{own['sort_ms_per_layer']:.3f} ({own['sort_to_threshold']:.1f} x)"),
+        ("thresholds in all, share of statistics", f"{own['thresholds_share_of_statistics']:.1%}"),
+        ("Eq. 4-6, ms a concept", f"{own['selection_ms_per_concept']:.1f}"),
+    ]
+    head = (
+        f"{result['words'] or result['model']}, {result['dtype']} on {result['device']} ({where}, "
+        f"{hardware['threads']} threads), halves {result['method']['halves']}, {result['concepts']} concepts, "
+        f"{result['chunk']} prompts a call; medians of {len(result['rounds'])} rounds of {result['steps']} steps"
+    )
+    return f"{head}\n\n| what | value |\n| --- | ---: |\n" + "".join(f"| {what} | {value} |\n" for what, value in rows)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print and write; 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench_masks", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=STEPS, help="UNet calls of every walk")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as for run.py")
+    options = parser.parse_intermixed_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        for name in ("rounds", "steps"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"--{name} {getattr(options, name)}: at least 1")
+        with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+            cfg = compose("config", overrides=[*options.settings, "edit_only=true"])
+        result = measure(cfg, options.rounds, options.steps)
+    except Exception as error:
+        if cli.exit_code(error) != cli.BAD_INPUT:
+            raise
+        print(cli.one_line(error, options.settings), file=sys.stderr)
+        return cli.BAD_INPUT
+    from harness.files import write_atomic
+
+    path = RESULTS / f"masks-{result['model']}-{result['device'].replace(':', '')}.json"
+    write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomic(path.with_suffix(".md"), table(result).encode())
+    print(table(result))
+    print(f"written: {path.relative_to(RESULTS.parents[1])}")
+    return cli.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
