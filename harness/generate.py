@@ -17,6 +17,7 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from .edit import Edit
 from .model import DiffusionModel, LazyModel
+from .processes import ALONE, Team
 from .sampler import Sampler
 from .store import content_key
 from .task import PromptSet, Row
@@ -37,6 +39,9 @@ KEPT_BYTES = 2**30
 # Rows of a set whose pictures are not stored that are made, scored and let go together: 50 MB at 512 pixels. It decides
 # under which keys their scores are stored, so no setting changes it.
 CHUNK = 64
+# Pictures whose scores are stored together, and dealt out to the processes of a run: a multiple of every judge's batch,
+# so that a judge sees the same batches as over the whole set.
+SCORED = 256
 
 
 class BlackImageError(RuntimeError):
@@ -101,6 +106,35 @@ class ImageSet:
     reused: int = 0
     black: int = 0
 
+    def scored(self) -> list[ImageSet]:
+        """The set in parts of at most SCORED rows, in order, without counts; a smaller set is its own only part."""
+        if len(self.prompts) <= SCORED:
+            return [self]
+        spans = [range(len(self.prompts))[start : start + SCORED] for start in range(0, len(self.prompts), SCORED)]
+        return [
+            ImageSet(
+                dataclasses.replace(self.prompts, rows=self.prompts.rows[span.start : span.stop], screened=0),
+                _Span(self.images, span),
+                content_key([self.key, span.start, span.stop]),
+            )
+            for span in spans
+        ]
+
+
+@dataclass(frozen=True)
+class _Span(Sequence[np.ndarray]):
+    """Some of the pictures, which are read when they are looked at."""
+
+    images: Sequence[np.ndarray]
+    span: range
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        found = self.span[index]
+        return [self.images[i] for i in found] if isinstance(found, range) else self.images[found]
+
 
 def generate(
     model: DiffusionModel | LazyModel,
@@ -111,6 +145,7 @@ def generate(
     *,
     batch_size: int,
     progress: bool = True,
+    team: Team = ALONE,
 ) -> ImageSet:
     """Make the pictures that are not stored yet, and return all of them.
 
@@ -121,8 +156,11 @@ def generate(
         prompts: rows without guidance take the sampler's, rows without width or height the model's.
         batch_size: pictures a UNet batch; guided sampling runs twice as many samples.
         progress: show a progress bar.
+        team: processes that share the store and the work, batch by batch; all of them have to make this call, and none
+            returns before all pictures are stored.
 
     Raises:
+        PeerLost: another process ended before its pictures were made.
         BlackImageError: the unedited model gave a flat or NaN picture; of an edited one they are counted.
         WrongBaseError: the edit was made for another model.
     """
@@ -132,9 +170,15 @@ def generate(
     parts = [image_parts(model, edit, row, sampler) for row in prompts.rows]
     keys = [content_key(part) for part in parts]
     images = StoredImages(store, parts)
+    # Of rows with the same picture the first one is made.
+    firsts = sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values())
+    items = _share([(i, prompts.rows[i], parts[i]) for i in firsts], batch_size, team)
+    own = {keys[i] for i, *_ in items}
     missing: dict[str, int] = {}
     blacks: dict[int, bool] = {}
     for i, part in enumerate(parts):
+        if keys[i] not in own:
+            continue
         # Reading is the check: a damaged file counts as missing.
         picture = store.read_image(part) if store.has_image(part) else None
         if picture is None:
@@ -146,31 +190,36 @@ def generate(
         loaded = model if isinstance(model, DiffusionModel) else model()
         if loaded.edit is not None:
             raise RuntimeError("an edit is applied to the model; generate applies it itself")
-        # Of rows with the same picture the first one is made.
-        firsts = sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values())
-        items = [(missing.get(keys[i], i), prompts.rows[i], parts[i]) for i in firsts]
+        items = [(missing.get(keys[i], i), row, part) for i, row, part in items]
         with (
-            edit.applied(loaded) if edited else contextlib.nullcontext(),
-            tqdm(total=len(missing), desc=f"{prompts.name} pictures", unit="img", disable=not progress) as bar,
+            edit.applied(loaded) if edit is not None and edited else contextlib.nullcontext(),
+            tqdm(
+                total=len(missing), desc=f"{prompts.name} pictures", unit="img", disable=not (progress and team.main)
+            ) as bar,
+            # PNG files are packed and written beside the next batch; leaving the block waits for the last of them.
+            ThreadPoolExecutor(1) as writer,
         ):
-            for batch in _batches(items, set(missing.values()), batch_size):
-                pictures = _make(loaded, batch, sampler, batch_size, edited, bar)
+            written: list[Future] = []
+            batches = list(_batches(items, set(missing.values()), batch_size))
+            for batch, pictures in _make(loaded, batches, sampler, batch_size, edited, bar):
+                _finish(written)
                 for (i, row, part), picture in zip(batch.values(), pictures, strict=True):
                     if is_black(picture) and not edited:
                         raise _black(loaded, row)
-                    store.write_image(part, picture, _notes(part))
+                    written.append(writer.submit(store.write_image, part, picture, _notes(part)))
                     blacks[i] = is_black(picture)
                     images.keep(i, picture)
                 bar.update(len(batch))
+            _finish(written)
     for i, key in enumerate(keys):
-        if i not in blacks:  # the same picture as an earlier row's
+        if key in own and i not in blacks:  # the same picture as an earlier row's
             blacks[i] = blacks[missing[key]]
-        if blacks[i] and not edited:
+        if blacks.get(i) and not edited:
             raise _black(model, prompts.rows[i])
-    black = sum(blacks.values())
-    if black:
+    made, black = (sum(counts) for counts in zip(*team.gather((len(missing), sum(blacks.values())))))
+    if black and team.main:
         log.warning("%d of %d pictures of the edited model are of one single colour", black, len(parts))
-    return ImageSet(prompts, images, content_key(keys), len(missing), len(parts) - len(missing), black)
+    return ImageSet(prompts, images, content_key(keys), made, len(parts) - made, black)
 
 
 class Passing(Sequence[np.ndarray]):
@@ -184,13 +233,13 @@ class Passing(Sequence[np.ndarray]):
         return self._count
 
     def __getitem__(self, index: int | slice) -> Any:
-        self.load()
-        return self._pictures[index]
+        return self.load()[index]
 
-    def load(self) -> None:
-        """Make the pictures, if they are not there."""
+    def load(self) -> Sequence[np.ndarray]:
+        """The pictures, made now if they are not there."""
         if self._pictures is None:
             self._pictures = self._make()
+        return self._pictures
 
     def let_go(self) -> None:
         """Free the memory."""
@@ -294,42 +343,74 @@ def image_parts(model: DiffusionModel | LazyModel, edit: Edit | None, row: Row, 
 Item = tuple[int, Row, dict[str, Any]]
 
 
-def _batches(items: Sequence[Item], missing: Collection[int], batch_size: int) -> Iterator[dict[int, Item]]:
-    """Missing items by their place in the batch, which follows from their place among all items.
-
-    A batch has one size, and one way of guidance: a guidance of 1 leaves out the unconditional half.
-    """
+def _groups(items: Sequence[Item]) -> list[list[Item]]:
+    """Items that may share a batch: of one size, and one way of guidance, as 1 leaves out the unconditional half."""
     groups: dict[tuple[int, int, bool], list[Item]] = {}
     for item in items:
         part = item[2]
         groups.setdefault((part["width"], part["height"], part["guidance"] == 1), []).append(item)
-    for group in groups.values():
+    return list(groups.values())
+
+
+def _share(items: Sequence[Item], batch_size: int, team: Team) -> list[Item]:
+    """The items of this process. Whole batches are dealt out, so that every item keeps its place in its batch."""
+    starts = [(group, start) for group in _groups(items) for start in range(0, len(group), batch_size)]
+    return [item for group, start in team.own(starts) for item in group[start : start + batch_size]]
+
+
+def _batches(items: Sequence[Item], missing: Collection[int], batch_size: int) -> Iterator[dict[int, Item]]:
+    """Missing items by their place in the batch, which follows from their place among all items."""
+    for group in _groups(items):
         waiting = [[item for item in group[place::batch_size] if item[0] in missing] for place in range(batch_size)]
         for row in itertools.zip_longest(*waiting):
             yield {place: item for place, item in enumerate(row) if item is not None}
 
 
 def _make(
-    model: DiffusionModel, batch: Mapping[int, Item], sampler: Sampler, batch_size: int, edited: bool, bar: tqdm
-) -> list[np.ndarray]:
-    """Pictures of one batch in its order, computed with `batch_size` rows: one of its items fills the empty places."""
+    model: DiffusionModel,
+    batches: Sequence[Mapping[int, Item]],
+    sampler: Sampler,
+    batch_size: int,
+    edited: bool,
+    bar: tqdm,
+) -> Iterator[tuple[Mapping[int, Item], list[np.ndarray]]]:
+    """Every batch with its pictures in its order.
+
+    Text and noise of the next batch are made before this one is asked for: a GPU works on it meanwhile.
+    """
+    calls = sampler.calls()
+    inputs = _inputs(model, batches[0], batch_size)
+    for batch, following in itertools.zip_longest(batches, batches[1:]):
+        latents = model.denoise(
+            **inputs, sampler=sampler, on_call=lambda i, _: bar.set_postfix_str(f"step {i + 1}/{calls}")
+        )
+        if following is not None:
+            inputs = _inputs(model, following, batch_size)
+        try:
+            pictures = model.decode(latents, nan_to_black=edited)
+        except FloatingPointError as error:
+            raise BlackImageError(str(error)) from error
+        yield batch, list(pictures[list(batch)].numpy())
+
+
+def _inputs(model: DiffusionModel, batch: Mapping[int, Item], batch_size: int) -> dict[str, Any]:
+    """What `denoise` takes for `batch_size` rows: one of the batch's items fills the empty places."""
     first = next(iter(batch.values()))
     padded = [batch.get(place, first)[2] for place in range(batch_size)]
     width, height = padded[0]["width"], padded[0]["height"]
-    calls = sampler.calls()
-    latents = model.denoise(
-        model.encode([part["prompt"] for part in padded]),
-        model.latents([part["seed"] for part in padded], width, height),
-        sampler,
-        [part["guidance"] for part in padded],
-        size=(width, height),
-        on_call=lambda i, _: bar.set_postfix_str(f"step {i + 1}/{calls}"),
-    )
-    try:
-        pictures = model.decode(latents, nan_to_black=edited)
-    except FloatingPointError as error:
-        raise BlackImageError(str(error)) from error
-    return list(pictures[list(batch)].numpy())
+    return {
+        "conditioning": model.encode([part["prompt"] for part in padded]),
+        "latents": model.latents([part["seed"] for part in padded], width, height),
+        "guidance": [part["guidance"] for part in padded],
+        "size": (width, height),
+    }
+
+
+def _finish(written: list[Future]) -> None:
+    """Wait until these files are written, and forget them; what went wrong with one is raised."""
+    for future in written:
+        future.result()
+    written.clear()
 
 
 def is_black(picture: np.ndarray) -> bool:

@@ -23,3 +23,8 @@ def reading_inputs(layers: Mapping[str, nn.Module], read: Callable[[str, Tensor]
         for name, layer in layers.items():
             stack.callback(layer.register_forward_pre_hook(reader(name)).remove)
         yield
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether somebody reads or changes what goes in or out of the module."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from experiments import bench
+from experiments import bench, bench_startup
 
 SMALL = [
-    "model=folder", "device=cpu", "sampler=ddim20", "sampler.steps=2", "task.concepts=[tench,church]", "task.keep=[]",
-    "method.num_pairs=3", "method.steps=2", "method.chunk=2", "method.r2=0.05",
-]  # fmt: skip
+    "model=folder",
+    "device=cpu",
+    "sampler=ddim20",
+    "sampler.steps=2",
+    "task.concepts=[tench,church]",
+    "task.keep=[]",
+]
 
 
 @pytest.fixture
@@ -22,34 +27,58 @@ def settings(random_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return [*SMALL, f"model.path={random_sd_folder}", f"store={tmp_path / 'store'}", f"records={tmp_path / 'runs'}"]
 
 
-def test_every_round_counts_the_same_work(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert bench.main(["--rounds", "2", *settings]) == 0
-    result = json.loads((tmp_path / "results" / "bench" / "folder-cpu.json").read_text(encoding="utf-8"))
-    assert len(result["rounds"]) == 2
-    for stages in result["rounds"]:
-        samples = {name: stage["unet_samples"] for name, stage in stages.items()}
-        # Guided samples count twice. Calibration: 3 base prompts for all and 3 for each of 2 concepts, 2 steps.
-        assert samples == {
-            "pictures": 2 * 2 * result["batch_size"],
-            "denoising": 2 * 2 * 3,
-            "calibration": 2 * 2 * (3 + 2 * 3),
-        }
-        assert all(stage["seconds"] > 0 for stage in stages.values())
-    medians = result["medians"]
-    seconds = [stages["calibration"]["seconds"] for stages in result["rounds"]]
-    assert medians["calibration_seconds"] == pytest.approx(statistics.median(seconds))
-    assert medians["images_per_second"] > 0 and medians["calibration_to_denoising"] > 0
-    assert result["environment"]["hardware"]["cores"] >= 1
-    assert "ratio" in capsys.readouterr().out
+def written(tmp_path: Path, name: str) -> dict[str, Any]:
+    return json.loads((tmp_path / "results" / "bench" / name).read_text(encoding="utf-8"))
+
+
+def test_pictures_are_those_of_stock_diffusers_and_both_are_timed(settings, tmp_path, capsys):
+    assert bench.main(["--rounds", "2", "--parts", "pictures", *settings]) == 0
+    result = written(tmp_path, "pictures-folder-cpu.json")
+    assert len(result["rounds"]) == 2 and all(value > 0 for one in result["rounds"] for value in one.values())
+    ratios = [one["stock"] / one["ours"] for one in result["rounds"]]
+    assert result["medians"]["ratio"] == pytest.approx(statistics.median(ratios))
+    # The stock pipeline rounds elsewhere: one step of 8 bits.
+    assert result["largest_difference"] <= 1
+    assert result["unet_gflop"] > 0 and result["environment"]["hardware"]["cores"] >= 1
+    table = (tmp_path / "results" / "bench" / "pictures-folder-cpu.md").read_text(encoding="utf-8")
+    assert "stock diffusers" in table and table in capsys.readouterr().out
     assert not (tmp_path / "store").exists(), "measuring must not read or fill the store"
+
+
+def test_judges_say_the_same_of_pictures_in_memory_and_in_the_store(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results" / "bench")
+    quick = ["device=cpu", "task.n=1", "quality.n=2", f"store={tmp_path / 'store'}"]
+    assert bench.main(["--rounds", "1", "--parts", "judges", *quick]) == 0
+    result = written(tmp_path, "judges-tiny-cpu.json")
+    assert result["equal"] is True
+    places = [name.rpartition(" ")[2] for name in result["medians"]]
+    assert places.count("(memory)") == places.count("(store)") >= 3
+
+
+def test_startup_times_whole_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results" / "bench")
+    seen = []
+    monkeypatch.setattr(bench_startup, "_seconds", lambda arguments: seen.append(arguments) or 1.5)
+    assert bench.main(["--rounds", "2", "--parts", "startup", "device=cpu", "task.n=1"]) == 0
+    assert written(tmp_path, "startup-tiny-cpu.json")["medians"] == {"help": 1.5, "dry run": 1.5}
+    assert seen[0] == ["--help"] and {"task.n=1", "dry_run=true"} <= set(seen[1]) and len(seen) == 2 * 3
+
+
+def test_a_run_that_fails_is_not_timed():
+    with pytest.raises(RuntimeError, match=r"run.py --hepl ended with 2: .*--hepl"):
+        bench_startup._seconds(["--hepl"])
 
 
 @pytest.mark.parametrize(
     ("extra", "says"),
-    [(["method=none"], "method=fia"), (["device=warp9"], "device"), (["--rounds", "0"], "at least 1")],
+    [
+        (["device=warp9"], "device"),
+        (["--rounds", "0"], "at least 1"),
+        (["--parts", "pictures,speed"], "--parts speed: there are pictures, judges"),
+        (["model.compile=perhaps"], "model.compile='perhaps': say true or false"),
+    ],
 )
 def test_bad_input_is_one_line(settings: list[str], extra: list[str], says: str, capsys: pytest.CaptureFixture[str]):
-    kept = [text for text in settings if not text.startswith("method.")]
-    assert bench.main([*kept, *extra]) == 2
+    assert bench.main([*settings, *extra]) == 2
     error = capsys.readouterr().err
     assert says in error and len(error.splitlines()) == 1

@@ -73,6 +73,36 @@ def test_a_stopped_run_goes_on_where_it_stopped(random_sd_model, tmp_path, monke
     assert (resumed.made, resumed.reused) == (3, 2)
 
 
+def test_a_picture_that_cannot_be_written_stops_the_run_and_the_others_stay(random_sd_model, tmp_path, monkeypatch):
+    store, write, tried = Store(tmp_path), Store.write_image, []
+
+    def full(self, parts, *rest):
+        tried.append(parts["seed"])
+        if parts["seed"] == 102:
+            raise OSError("no space left on device")
+        return write(self, parts, *rest)
+
+    monkeypatch.setattr(Store, "write_image", full)
+    with pytest.raises(OSError, match="no space left"):
+        run(random_sd_model, prompt_set(), store, prune(random_sd_model))
+    assert random_sd_model.edit is None and tried[:3] == [100, 101, 102] and len(tried) <= 4
+    monkeypatch.undo()
+    resumed = run(random_sd_model, prompt_set(), store, prune(random_sd_model))
+    assert resumed.reused == len(tried) - 1
+
+
+def test_the_bits_do_not_depend_on_where_a_run_was_stopped(random_sd_model, tmp_path):
+    prompts = prompt_set(7)
+    whole = run(random_sd_model, prompts, Store(tmp_path / "whole"), batch_size=3)
+    for taken in (1, 4):
+        store = Store(tmp_path / str(taken))
+        for row, picture in zip(prompts.rows[:taken], whole.images, strict=False):
+            store.write_image(module.image_parts(random_sd_model, None, row, SAMPLER), picture)
+        resumed = run(random_sd_model, prompts, store, batch_size=3)
+        assert resumed.made == 7 - taken
+        assert all(np.array_equal(a, b) for a, b in zip(whole.images, resumed.images, strict=True))
+
+
 def test_a_damaged_picture_is_made_again(random_sd_model, tmp_path):
     store = Store(tmp_path)
     first = run(random_sd_model, prompt_set(2), store)

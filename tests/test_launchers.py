@@ -1,0 +1,100 @@
+"""Multiruns whose jobs are processes of their own, under Hydra's launchers. They are small and come with the lock."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import cli, gpus, sweep
+
+
+def installed(name: str) -> bool:
+    return importlib.util.find_spec("hydra_plugins") is not None and bool(
+        importlib.util.find_spec(f"hydra_plugins.{name}")
+    )
+
+
+@pytest.fixture
+def multirun(call: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs a multirun of the toy suite under a launcher; jobs import the suite from here."""
+
+    def multirun(launcher: str, plugin: str, *arguments: str) -> tuple[int, str, str]:
+        if not installed(plugin):
+            pytest.skip(f"{plugin} is not installed")
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        return call("-m", f"hydra/launcher={launcher}", *arguments, "method=none", "quality=off")
+
+    return multirun
+
+
+def failed(err: str) -> list[str]:
+    return [line for line in err.splitlines() if line.startswith("failed: ")]
+
+
+def test_jobs_under_joblib_end_in_one_table_and_one_exit_code(multirun: Any):
+    code, out, err = multirun("joblib", "hydra_joblib_launcher", "hydra.launcher.n_jobs=2", "seed=3,-1")
+    assert code == cli.FAILED, err
+    # Whatever the jobs print of their own, the end is the multirun's.
+    end = out[out.rindex("| method |") :]
+    rows = [line.split("|")[1].strip() for line in end.splitlines() if line.startswith("| ")]
+    assert rows == ["method", "---", "none"]
+    record = Path(end.rstrip().splitlines()[-1].removeprefix("record: "))
+    assert json.loads(record.read_text())["config"]["seed"] == 3
+    (line,) = failed(err)
+    assert "seed=-1" in line and "an integer from 0" in line
+
+
+def test_jobs_under_submitit_that_fail_are_named_in_order_and_leave_their_logs(multirun: Any, call: Any):
+    """Both fail before anything heavy is imported; one that succeeds differs by nothing that submitit knows of."""
+    options = ["hydra.launcher.timeout_min=5", "seed=-2,-1"]
+    code, out, err = multirun("submitit_local", "hydra_submitit_launcher", *options)
+    assert code == cli.FAILED and out == "", err
+    assert ["seed=-2" in failed(err)[0], "seed=-1" in failed(err)[1]] == [True, True]
+    assert len(list(call.work.glob("runs/multirun/*/.submitit/*/*.out"))) == 2
+
+
+def test_a_launcher_that_is_not_installed_is_named(call):
+    code, _, err = call("-m", "hydra/launcher=ray", "seed=0,1", small=False)
+    if installed("hydra_ray_launcher"):
+        pytest.skip("hydra_ray_launcher is installed")
+    assert code == cli.BAD_INPUT and err.count("\n") == 1
+    assert "hydra/launcher 'ray'" in err and "docs/launchers.md" in err
+
+
+def test_a_killed_job_counts_as_failed_and_the_others_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    for number, outcome in enumerate([{"overrides": ["seed=0"], "record": None, "error": "too bad"}, None]):
+        (tmp_path / str(number)).mkdir()
+        if outcome:
+            (tmp_path / str(number) / sweep.OUTCOME).write_text(json.dumps(outcome))
+    (tmp_path / sweep.SCHEDULER_LOGS).mkdir()
+    monkeypatch.setattr(sweep, "failures", [])
+    sweep.gather(tmp_path)
+    assert sweep.failures == ["seed=0: too bad", "job 1: its process ended before it did"]
+    # The logs, which may say why, stay where no job left a record.
+    monkeypatch.setattr(sweep, "folder", tmp_path)
+    sweep.forget_empty()
+    assert (tmp_path / sweep.SCHEDULER_LOGS).is_dir()
+
+
+def test_jobs_beside_each_other_take_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gpus, "LOCKS", tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    taken = []
+    for _ in range(2):  # two processes; the second call in one finds what it holds
+        monkeypatch.setattr(gpus, "_held", None)
+        assert gpus.free_gpu(2) == gpus.free_gpu(2)
+        taken.append(gpus._held)
+    assert [number for number, _ in taken] == [0, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-3.lock", "gpu-5.lock"]
+    monkeypatch.setattr(gpus, "_held", None)
+    with pytest.raises(RuntimeError, match=r"say hydra\.launcher\.n_jobs=2"):
+        gpus.free_gpu(2)
+    taken[0][1].release()
+    assert gpus.free_gpu(2) == 0
