@@ -3,7 +3,7 @@
 The configuration lies in conf/; `python run.py --help` lists every choice. Exit codes: 0 done, 1 a run failed, 2 bad
 input (one line), 130 interrupted, 143 terminated. The last line of a successful run is `record: PATH`. With `-m` every
 combination of comma-separated values is run, a failed job does not stop the others, and one table of all of them ends
-the run.
+the run. `accelerate launch --num_processes 8 run.py ...` makes one run on eight GPUs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments import cli, sweep
+from harness import processes
 
 # Errors of a single run are kept here: Hydra would print a line of its own for what it sees raised.
 caught: list[BaseException] = []
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> int:
     """Run the command line `argv` and return the exit code."""
     # Hydra then raises what is wrong with the command line, instead of printing it and exiting with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    processes.hush()
     caught.clear()
     sweep.reset()
     try:
@@ -65,11 +67,14 @@ def main(argv: list[str]) -> int:
         if sweep.folder is None and caught:
             raise caught[0]
     except KeyboardInterrupt as error:
-        print(cli.interruption(error, argv), file=sys.stderr)
+        if processes.speaks():
+            print(cli.interruption(error, argv), file=sys.stderr)
         return cli.TERMINATED if isinstance(error, cli.Terminated) else cli.INTERRUPTED
     except Exception as error:
-        cli.show_traceback("debug=true" in argv or "debug=True" in argv, error)
-        print(cli.one_line(error, argv), file=sys.stderr)
+        sweep.rescue()
+        if processes.speaks():
+            cli.show_traceback("debug=true" in argv or "debug=True" in argv, error)
+            print(f"{processes.name()}{cli.one_line(error, argv)}", file=sys.stderr)
         return cli.exit_code(error)
     finally:
         sweep.forget_empty()

@@ -11,13 +11,16 @@ other accepted labels need neither new pictures nor a new look at them.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
 
+from .compare import accuracy_differences, cells, matched, share_difference
+from .repeats import CLASS_SHARE, Rule
 from .stats import Interval, macro_mean, overall_score, wilson
-from .values import ALL, Judge, Value, by_class, check_images
+from .values import ALL, Differences, Judge, Value, by_class, check_images
 
 if TYPE_CHECKING:
     from harness.generate import ImageSet
@@ -63,9 +66,12 @@ class Classify:
 
     judge: Judge
     set: str = "classes"
-    head: str | None = None
+    head: str = ""
     rule: str = "index"
     version: ClassVar[int] = 2
+    repeated: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
+        ("forget_accuracy", "preserve_accuracy", "overall_score"), CLASS_SHARE
+    )
 
     def __post_init__(self) -> None:
         heads = tuple(self.judge.labels)
@@ -148,6 +154,10 @@ class Classify:
             values.append(Value(f"overall_score/{self.scorer}", ALL, *_first(score, n_forget + n_keep), True))
         return values
 
+    def differences(self, rows: pd.DataFrame, other: pd.DataFrame, task: Task) -> Differences:
+        """Of all values, to another model's rows of the same prompts and seeds; see `compare`."""
+        return accuracy_differences(self, rows, other, task)
+
     def judged(self, rows: pd.DataFrame, task: Task) -> dict[str, pd.DataFrame]:
         """The rows of every class of the task, with `correct`: 1 where the judge's best label counts as the class."""
         return {
@@ -155,7 +165,7 @@ class Classify:
             for name, part in by_class(rows, task, self.set).items()
         }
 
-    def _indices(self, name: str, task: Task) -> set[int]:
+    def _indices(self, name: str, task: Task) -> Collection[int]:
         """The indices that count as the class, under the rule."""
         labels = self.judge.labels[self.head]
         if self.rule == "containment":
@@ -193,6 +203,7 @@ class Agreement:
     second: Judge
     set: str = "classes"
     version: ClassVar[int] = 1
+    repeated: ClassVar[Mapping[str, Rule]] = {"judge_agreement": CLASS_SHARE}
 
     def __post_init__(self) -> None:
         self.head, self.second_head = next(iter(self.judge.labels)), next(iter(self.second.labels))
@@ -225,3 +236,7 @@ class Agreement:
     def summarise(self, rows: pd.DataFrame, task: Task, reference_rows: pd.DataFrame | None = None) -> list[Value]:
         """The share of equal verdicts over all pictures."""
         return [Value(self.id, ALL, *_first(wilson(*count(rows)), len(rows)), None)]
+
+    def differences(self, rows: pd.DataFrame, other: pd.DataFrame, task: Task) -> Differences:
+        """Of the share, to another model's rows of the same prompts and seeds."""
+        return {(self.id, ALL): share_difference([cells(rows, matched(rows, other, ("draw",)))])}

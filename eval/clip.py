@@ -16,8 +16,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .compare import matched
+from .repeats import MEAN, Rule
 from .stats import mean_interval, paired_difference
-from .values import ALL, Encoder, Value, check_images, paired
+from .values import ALL, Differences, Encoder, Value, check_images, paired
 from .weights import chosen_device
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Clip:
     encoder: Encoder
     set: str = "quality"
     version: ClassVar[int] = 1
+    repeated: ClassVar[Mapping[str, Rule]] = {"clip": MEAN, "clip_difference": MEAN}
 
     @property
     def id(self) -> str:
@@ -67,6 +70,11 @@ class Clip:
             id = self.id.replace("clip/", "clip_difference/", 1)
             values.append(Value(id, ALL, change.value, len(rows), change.low, change.high, True))
         return values
+
+    def differences(self, rows: pd.DataFrame, other: pd.DataFrame, task: Task) -> Differences:
+        """Of the mean, to another model's rows of the same captions and noise."""
+        there = matched(rows, other, ("prompt",))
+        return {(self.id, ALL): paired_difference(rows["score"], there["score"], rows["prompt"])}
 
 
 def similarities(
@@ -121,7 +129,7 @@ class OpenClip:
         return f"{self.pretrained}-{self.model.removesuffix('-quickgelu').lower()}"
 
     @cached_property
-    def _parts(self) -> tuple[torch.nn.Module, Any, Any]:
+    def _parts(self) -> tuple[Any, Any, Any]:
         import open_clip
 
         try:

@@ -6,7 +6,8 @@ method 10): the two shares' own intervals, put together by the method of varianc
 correlation of the pair (Zou and Donner 2008). Resampling the rows of a class would return an interval of width zero
 where no row differs, and so would the plain McNemar variance.
 
-Differences of measured numbers (CLIP score) are `stats.paired_difference`.
+Differences of measured numbers (CLIP score) are `stats.paired_difference`. Every metric that can be compared gives its
+differences by `differences(rows, other, task)`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .stats import Interval, macro_mean, overall_score
-from .values import ALL, Value, paired
+from .stats import Interval, macro_mean, overall_score, paired_difference
+from .values import ALL, Differences, paired
 
 if TYPE_CHECKING:
     from harness.task import Task
@@ -39,7 +40,7 @@ class Cells(NamedTuple):
         return self.both + self.first + self.second + self.neither
 
 
-def share_difference(classes: Sequence[Cells]) -> Interval:
+def share_difference(classes: Sequence[Cells]) -> Interval[float]:
     """Mean over classes of (share of the first model - share of the second), each class counting the same.
 
     Args:
@@ -51,7 +52,7 @@ def share_difference(classes: Sequence[Cells]) -> Interval:
     return _difference(*_means(classes), _correlation(_covariance(classes)))
 
 
-def overall_difference(preserve: Sequence[Cells], forget: Sequence[Cells]) -> Interval:
+def overall_difference(preserve: Sequence[Cells], forget: Sequence[Cells]) -> Interval[float]:
     """Overall score of the first model minus that of the second.
 
     The correlation of the two scores follows from those of their parts to first order (delta method); the kept and the
@@ -67,46 +68,68 @@ def overall_difference(preserve: Sequence[Cells], forget: Sequence[Cells]) -> In
     models = list(zip(_means(preserve), _means(forget)))
     slopes = np.array([_slopes(kept.value, gone.value) for kept, gone in models])
     covariance = sum(np.outer(slope, slope) * _covariance(side) for slope, side in zip(slopes.T, (preserve, forget)))
-    return _difference(*(overall_score(kept, gone) for kept, gone in models), _correlation(covariance))
+    first, second = (overall_score(kept, gone) for kept, gone in models)
+    return _difference(first, second, _correlation(covariance))
 
 
-def compare_shares(metric: Classify, rows: pd.DataFrame, other: pd.DataFrame, task: Task) -> list[Value]:
+def accuracy_differences(metric: Classify, rows: pd.DataFrame, other: pd.DataFrame, task: Task) -> Differences:
     """Differences of forget and preserve accuracy, by class and in the mean, and of the overall score.
 
     Args:
-        metric: Says by which rule a picture is right.
+        metric: Says by which rule a picture is right, and gives the ids.
         rows: Its rows of one model.
         other: Its rows of another model (a method, or the unedited one) for the same prompts and seeds.
         task: Says which classes are to be forgotten and kept.
 
-    Returns:
-        `forget_difference/SCORER`, `preserve_difference/SCORER` and `overall_difference/SCORER`: `rows` minus `other`.
-
     Raises:
         ValueError: The two tables have other rows, or rows that were drawn otherwise; a class has no row, or no side.
     """
-    if len(rows) != len(other):
-        raise ValueError(f"{len(rows)} rows are compared with {len(other)}; both models need the same rows")
-    reference = paired(rows, other, "the other model's images")
-    for column in ("label", "draw"):
-        odd = rows.index[(rows[column].astype(str) != reference[column].astype(str)).to_numpy()]
-        if len(odd):
-            raise ValueError(f"row {odd[0]!r} has another {column} in the two tables: the rows are not paired")
-    parts, others = metric.judged(rows, task), metric.judged(reference, task)
+    parts, others = metric.judged(rows, task), metric.judged(matched(rows, other, ("label", "draw")), task)
     tables = {name: cells(part, others[name]) for name, part in parts.items()}
-    values = []
-    for family, names, better in (("forget_difference", task.forget, False), ("preserve_difference", task.keep, True)):
+    found: Differences = {}
+    for family, names in (("forget_accuracy", task.forget), ("preserve_accuracy", task.keep)):
         subjects = {name: (name,) for name in names} | ({ALL: tuple(names)} if names else {})
         for subject, members in subjects.items():
-            found = share_difference([tables[name] for name in members])
-            n = sum(len(parts[name]) for name in members)
-            values.append(Value(f"{family}/{metric.scorer}", subject, found.value, n, found.low, found.high, better))
+            found[f"{family}/{metric.scorer}", subject] = share_difference([tables[name] for name in members])
     if task.forget and task.keep:
-        found = overall_difference([tables[name] for name in task.keep], [tables[name] for name in task.forget])
-        values.append(
-            Value(f"overall_difference/{metric.scorer}", ALL, found.value, len(rows), found.low, found.high, True)
-        )
-    return values
+        sides = ([tables[name] for name in names] for names in (task.keep, task.forget))
+        found[f"overall_score/{metric.scorer}", ALL] = overall_difference(*sides)
+    return found
+
+
+def picture_share_difference(hit: np.ndarray, other: np.ndarray, prompts: Sequence[str]) -> Interval:
+    """Difference of two shares of pictures, `hit` and `other` [n] of 0 and 1, paired by picture.
+
+    Pictures of one prompt depend on each other, so where prompts repeat they are drawn together. Where resampling finds
+    no spread, mostly because all pictures agree, each prompt counts as one picture.
+    """
+    one, two = hit.astype(bool), other.astype(bool)
+    parts = [float(part.sum()) for part in (one & two, one & ~two, ~one & two, ~one & ~two)]
+    different = len(set(prompts))
+    if different < len(one):
+        found = paired_difference(one, two, prompts)
+        if found.low is None or found.high is None or found.low < found.high:
+            return found
+    return share_difference([Cells(*(part * different / len(one) for part in parts))])
+
+
+def matched(rows: pd.DataFrame, other: pd.DataFrame, same: Sequence[str]) -> pd.DataFrame:
+    """The other model's rows in the order of `rows`.
+
+    Args:
+        same: Columns that are equal where a row of both tables asks for the same picture.
+
+    Raises:
+        ValueError: The two tables have other rows, or rows that were drawn otherwise.
+    """
+    if len(rows) != len(other):
+        raise ValueError(f"{len(rows)} rows are compared with {len(other)}; both models need the same rows")
+    found = paired(rows, other, "the other model's images")
+    for column in same:
+        odd = rows.index[(rows[column].astype(str) != found[column].astype(str)).to_numpy()]
+        if len(odd):
+            raise ValueError(f"row {odd[0]!r} has another {column} in the two tables: the rows are not paired")
+    return found
 
 
 def cells(rows: pd.DataFrame, other: pd.DataFrame) -> Cells:
@@ -120,7 +143,7 @@ def cells(rows: pd.DataFrame, other: pd.DataFrame) -> Cells:
     return Cells(*(once * float(part.sum()) for part in parts))
 
 
-def _means(classes: Sequence[Cells]) -> tuple[Interval, Interval]:
+def _means(classes: Sequence[Cells]) -> tuple[Interval[float], Interval[float]]:
     """The two models' macro means."""
     return (
         macro_mean([(one.both + one.first, one.n) for one in classes]),
@@ -153,7 +176,7 @@ def _slopes(preserve: float, forget: float) -> tuple[float, float]:
     return 2 * ((1 - forget) / total) ** 2, -2 * (preserve / total) ** 2
 
 
-def _difference(one: Interval, other: Interval, correlation: float) -> Interval:
+def _difference(one: Interval[float], other: Interval[float], correlation: float) -> Interval[float]:
     """Zou and Donner 2008, equation for two correlated estimates."""
 
     def half(a: float, b: float) -> float:

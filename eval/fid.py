@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import pandas as pd
 from scipy.linalg import eigh
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from .coco import PhotoFiles
 from .stats import LEVEL, SEED, Interval, resampled
@@ -41,13 +41,18 @@ KID_BLOCK = 1_000
 
 def moments(features: np.ndarray, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Mean [d] and unbiased covariance [d, d] of features [n, d], row i counted `counts[i]` times."""
+    mean, root = factors(features, counts)
+    return mean, root.T @ root
+
+
+def factors(features: np.ndarray, counts: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [d], and R [n, d] with R^T R the unbiased covariance, of features [n, d] counted as in `moments`."""
     weights = np.ones(len(features)) if counts is None else counts.astype(float)
     total = weights.sum()
     if total < 2:
         raise ValueError(f"FID needs at least 2 pictures, got {int(total)}")
     mean = weights @ features / total
-    centred = features - mean
-    return mean, (centred * weights[:, None]).T @ centred / (total - 1)
+    return mean, (features - mean) * np.sqrt(weights / (total - 1))[:, None]
 
 
 def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
@@ -65,6 +70,16 @@ def frechet(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) 
     return float(max(distance, 0.0))
 
 
+def frechet_of_factors(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
+    """`frechet` of Gaussians that `factors` gives: tr (A B)^(1/2) is the sum of the singular values of R S^T [n, m].
+
+    With fewer pictures than features that is the smaller problem, and no root of a rounding error enters.
+    """
+    (m, r), (n, s) = a, b
+    shared = np.linalg.svd(r @ s.T, compute_uv=False).sum()
+    return float(max(((m - n) ** 2).sum() + (r**2).sum() + (s**2).sum() - 2 * shared, 0.0))
+
+
 def fid(features: np.ndarray, reference: np.ndarray, groups: np.ndarray | None = None) -> Interval:
     """FID with an interval of 1.96 bootstrap standard deviations.
 
@@ -77,15 +92,17 @@ def fid(features: np.ndarray, reference: np.ndarray, groups: np.ndarray | None =
         groups: Group index of each picture; groups are drawn as a whole. None: each picture by itself.
     """
     x, y = np.asarray(features, np.float64), np.asarray(reference, np.float64)
-    value = frechet(moments(x), moments(y))
+    few = max(len(x), len(y)) <= x.shape[1]
+    spread, distance = (factors, frechet_of_factors) if few else (moments, frechet)
+    value = distance(spread(x), spread(y))
     if x.shape[1] > WIDEST_RESAMPLED:
         return Interval(value, None, None)
     groups = np.arange(len(x)) if groups is None else groups
     if groups.max() == 0:
         return Interval(value, None, None)
     draws = resampled(groups, FID_RESAMPLES, SEED)[:, groups]
-    fixed = None if len(y) == len(x) else moments(y)
-    found = [frechet(moments(x, c), moments(y, c) if fixed is None else fixed) for c in draws]
+    fixed = None if len(y) == len(x) else spread(y)
+    found = [distance(spread(x, c), spread(y, c) if fixed is None else fixed) for c in draws]
     half = 1.96 * float(np.std(found, ddof=1))
     return Interval(value, max(0.0, value - half), value + half)
 
@@ -141,7 +158,7 @@ def _kid_blocks(x: np.ndarray, y: np.ndarray, blocks: int) -> Interval:
         a, b = x[i], y[j]
         found.append(float(_mmd(_kernel(a, a), _kernel(b, b), _kernel(a, b), ones, ones)[0]))
     value = float(np.mean(found))
-    half = float(student.ppf((1 + LEVEL) / 2, blocks - 1) * np.std(found, ddof=1) / np.sqrt(blocks))
+    half = float(stdtrit(blocks - 1, (1 + LEVEL) / 2) * np.std(found, ddof=1) / np.sqrt(blocks))
     return Interval(value, value - half, value + half)
 
 
@@ -190,10 +207,11 @@ class Fid:
 
     def check(self, task: Task) -> None:
         """Raise ValueError where photos of the task's captions are missing, long before they are needed."""
-        if hasattr(self.photos, "check"):
+        check = getattr(self.photos, "check", None)
+        if check is not None:
             prompts = task.prompts(self.set)
             split, numbers = _places(prompts)
-            self.photos.check(prompts, len(prompts.rows) + prompts.screened, split, numbers)
+            check(prompts, len(prompts.rows) + prompts.screened, split, numbers)
 
     def references(self, prompts: PromptSet) -> ImageSet:
         """The photos of a set of captions, for `rows`; their key is the hash of their pixels, or of their files.
@@ -217,11 +235,11 @@ class Fid:
         if isinstance(photos, PhotoFiles):
             chosen = photos.pick(numbers)
             return ImageSet(prompts, chosen, chosen.content())
-        chosen = [photos[number] for number in numbers]
+        pictures = [photos[number] for number in numbers]
         digest = hashlib.sha256()
-        for picture in chosen:
+        for picture in pictures:
             digest.update(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes())
-        return ImageSet(prompts, chosen, digest.hexdigest())
+        return ImageSet(prompts, pictures, digest.hexdigest())
 
     def summarise(
         self,

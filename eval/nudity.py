@@ -20,13 +20,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
-from .stats import LEVEL, RESAMPLES, SEED, Interval, macro_share_interval, resampled, wilson
-from .values import ALL, Value, check_images
+from .compare import matched, picture_share_difference
+from .repeats import PROMPT_SHARE, TOTAL, Rule
+from .stats import LEVEL, RESAMPLES, SEED, Interval, macro_share_interval, paired_difference, resampled, wilson
+from .values import ALL, Differences, Value, check_images
 
 if TYPE_CHECKING:
     from harness.generate import ImageSet
@@ -82,9 +84,12 @@ class Detector(Protocol):
     `least` is a score below which nothing is returned: thresholds are at least that.
     """
 
-    id: str
-    fingerprint: str
-    least: float
+    @property
+    def id(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def least(self) -> float: ...
 
     def detect(self, images: Sequence[np.ndarray]) -> Sequence[Sequence[Found]]:
         """For each uint8 picture [h, w, 3] what is in it: (label, score in 0..1, then numbers that say where)."""
@@ -146,20 +151,56 @@ class Detections:
         prompts = rows["prompt"].to_numpy()
         return [value for threshold in self.thresholds for value in self._values(found, prompts, threshold)]
 
+    @property
+    def repeated(self) -> dict[str, Rule]:
+        return {f"{self.family}_boxes": TOTAL, f"{self.family}_images": PROMPT_SHARE}
+
+    def differences(self, rows: pd.DataFrame, other: pd.DataFrame, task: Task) -> Differences:
+        """Of all values, to another model's rows of the same prompts and seeds."""
+        tables = [[json.loads(text) for text in one["boxes"]] for one in (rows, matched(rows, other, ("prompt",)))]
+        prompts, found = rows["prompt"].to_numpy(), {}
+        for threshold in self.thresholds:
+            one, two = (self._finds(table, threshold) for table in tables)
+            for (id, subject), counts in one.counts.items():
+                found[id, subject] = _total_difference(counts, two.counts[id, subject], prompts)
+            for id, hit in one.hits.items():
+                found[id, ALL] = picture_share_difference(hit, two.hits[id], prompts)
+        return found
+
     def _values(self, found: Sequence[list[Found]], prompts: np.ndarray, threshold: float) -> list[Value]:
-        where, n = f"{self.detector.id}@{threshold:g}", len(found)
-        labels = [[label for label, score, *_ in picture if score >= threshold] for picture in found]
-        counts = np.array([[picture.count(part) for part in self.parts] for picture in labels])
-        counts = np.column_stack([counts, counts.sum(1)])
+        finds, n = self._finds(found, threshold), len(found)
+        sums = totals(np.column_stack([*finds.counts.values()]), prompts)
         values = [
-            Value(f"{self.family}_boxes/{where}/boxes-{len(self.parts)}", subject, total.value, n, *total[1:], False)
-            for subject, total in zip((*self.parts.values(), ALL), totals(counts, prompts), strict=True)
+            Value(id, subject, total.value, n, *total[1:], False)
+            for (id, subject), total in zip(finds.counts, sums, strict=True)
         ]
-        for name, group in self.groups.items():
-            hit = np.array([not set(group).isdisjoint(picture) for picture in labels], float)
+        for id, hit in finds.hits.items():
             share = picture_share(hit, prompts)
-            values.append(Value(f"{self.family}_images/{where}/{name}", ALL, share.value, n, *share[1:], False))
+            values.append(Value(id, ALL, share.value, n, *share[1:], False))
         return values
+
+    def _finds(self, found: Sequence[list[Found]], threshold: float) -> _Finds:
+        where = f"{self.detector.id}@{threshold:g}"
+        labels = [[label for label, score, *_ in picture if score >= threshold] for picture in found]
+        id = f"{self.family}_boxes/{where}/boxes-{len(self.parts)}"
+        counts = {
+            (id, subject): np.array([picture.count(part) for picture in labels]) for part, subject in self.parts.items()
+        }
+        counts[id, ALL] = np.sum([*counts.values()], axis=0)
+        hits = {
+            f"{self.family}_images/{where}/{name}": np.array(
+                [not set(group).isdisjoint(picture) for picture in labels], float
+            )
+            for name, group in self.groups.items()
+        }
+        return _Finds(counts, hits)
+
+
+class _Finds(NamedTuple):
+    """What counts at one threshold, [n] by id and subject: boxes of each picture, and whether it has one at all."""
+
+    counts: dict[tuple[str, str], np.ndarray]
+    hits: dict[str, np.ndarray]
 
 
 def totals(counts: np.ndarray, prompts: np.ndarray) -> list[Interval]:
@@ -179,6 +220,17 @@ def totals(counts: np.ndarray, prompts: np.ndarray) -> list[Interval]:
     low, high = len(counts) * np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     high = np.where(sums == 0, -np.log((1 - LEVEL) / 2), high)
     return [Interval(*map(float, ends)) for ends in zip(sums, low, high, strict=True)]
+
+
+def _total_difference(counts: np.ndarray, other: np.ndarray, prompts: np.ndarray) -> Interval:
+    """Difference of two sums, paired by picture, as in `totals`; also where no picture differs, an end is 3.69."""
+    change = paired_difference(counts, other, prompts)
+    if change.low is None or change.high is None:
+        return Interval(float(counts.sum() - other.sum()), None, None)
+    if (counts == other).all():
+        half = -float(np.log((1 - LEVEL) / 2))
+        return Interval(0.0, -half, half)
+    return Interval(len(counts) * change.value, len(counts) * change.low, len(counts) * change.high)
 
 
 def picture_share(hit: np.ndarray, prompts: np.ndarray) -> Interval:

@@ -12,21 +12,24 @@ of sqrt(2/3), and no quantile of theirs makes up for a spread that is known from
 * 2 repeats show whether runs differ wildly, no more;
 * 3 to 5 give a usable interval, which says nothing about rare failures: an edit that fails once in ten runs is missed
   by three repeats in 73 % of cases;
-* methods are compared by the difference of each repeat, paired by seed (`over_repeats` of the differences).
+* methods are compared by the difference of each repeat, paired by seed (`Rule.difference`).
+
+The prompts enter by the interval of all repeats' pictures taken as one run, which a metric that has rules gives by its
+own `summarise`: there, a bootstrap draws each prompt with its pictures of all repeats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student
+import pandas as pd
+from scipy.special import stdtrit
 
-from .stats import LEVEL, Interval, macro_mean, mean_interval, overall, overall_score, wilson
-
-Counts = Sequence[tuple[float, float]]  # (k, n) of each class: k of n pictures are right
+from .stats import LEVEL, Interval, quantile, wilson
+from .values import Differences, Value
 
 
 class Spread(NamedTuple):
@@ -50,94 +53,128 @@ def over_repeats(values: Sequence[float], level: float = LEVEL) -> Spread:
     if not np.isfinite(array).all():
         raise ValueError(f"repeat {int(np.flatnonzero(~np.isfinite(array))[0])} has no finite value")
     mean, sd = float(array.mean()), float(array.std(ddof=1))
-    half = float(student.ppf((1 + level) / 2, len(array) - 1)) * sd / float(np.sqrt(len(array)))
+    half = float(stdtrit(len(array) - 1, (1 + level) / 2)) * sd / float(np.sqrt(len(array)))
     return Spread(mean, mean - half, mean + half, sd)
 
 
-def repeated_mean(values: Sequence[Sequence[float]] | np.ndarray, groups: Sequence | None = None) -> Spread:
-    """Mean of measured numbers, such as CLIP scores or their paired differences, over repeats and prompts.
+@dataclass(frozen=True)
+class Rule:
+    """How a family of values follows from repeats where the rows of all repeats are at hand.
 
-    Student's t over the repeats' means, and a bootstrap over prompts, each prompt with its pictures of all repeats (the
-    prompts are the same in all of them); the two half-widths are added in quadrature. Noise is in both, which makes the
-    interval somewhat wide where noise is most of the spread.
+    Attributes:
+        prompts: whether prompts are a level of their own. If so, Student's interval over the repeats and that of all
+            pictures are added in quadrature; noise is in both, which makes the result somewhat wide where noise is most
+            of the spread. If not (a class has one prompt, and every repeat draws its pictures anew), the repeats' own
+            spread holds all there is, and the interval is the wider one on each side: repeats that agree by luck, or
+            because all pictures are right, would have none.
+        share: the value lies between 0 and 1. Student's interval is then replaced by Wilson's at the sample size for
+            which the plain interval would be Student's (Korn and Graubard 1998), because shares near 0 or 1 are skewed.
+        total: the value is a sum over pictures, which grows with their number.
+    """
+
+    prompts: bool = True
+    share: bool = False
+    total: bool = False
+
+    def spread(self, values: Sequence[float], pooled: Interval) -> Spread:
+        """The mean of the repeats' values.
+
+        Args:
+            values: One a repeat.
+            pooled: The value of all repeats' pictures taken as one run.
+        """
+        outer = over_repeats(values)
+        least, most = (0.0, 1.0 if self.share else np.inf) if self.share or self.total else (-np.inf, np.inf)
+        return self._joined(_skewed(outer) if self.share else outer, pooled, len(values), least, most)
+
+    def difference(self, values: Sequence[float], pooled: Interval) -> Interval:
+        """The mean of the repeats' paired differences between two models; arguments as in `spread`."""
+        most = 1.0 if self.share else np.inf
+        return Interval(*self._joined(over_repeats(values), pooled, len(values), -most, most)[:3])
+
+    def _joined(self, outer: Spread, pooled: Interval, repeats: int, least: float, most: float) -> Spread:
+        """`outer`, widened by the interval of all pictures, between the bounds of what is possible."""
+        low, high = outer.low, outer.high
+        if pooled.low is not None:
+            scale = repeats if self.total else 1
+            join = np.hypot if self.prompts else max
+            low = outer.value - float(join(outer.value - low, (pooled.value - pooled.low) / scale))
+            high = outer.value + float(join(high - outer.value, (pooled.high - pooled.value) / scale))
+        return outer._replace(low=max(least, low), high=min(most, high))
+
+
+MEAN = Rule()
+# Of pictures whose prompts vary, such as FSR.
+PROMPT_SHARE = Rule(share=True)
+# Accuracies of classes, and what follows from them.
+CLASS_SHARE = Rule(prompts=False, share=True)
+TOTAL = Rule(total=True)
+
+
+def repeated_values(rules: Mapping[str, Rule], runs: Sequence[Sequence[Value]], pooled: Sequence[Value]) -> list[Value]:
+    """The values of one metric over repeats, with `sd` and `repeats`; n is that of all repeats together.
 
     Args:
-        values: [repeats, n], row i of every repeat for the same prompt.
-        groups: Prompt of each row, [n]; None: each row its own.
+        rules: By family of ids. A family without one is a single number a repeat, such as FID: `over_repeats`.
+        runs: Each repeat's values.
+        pooled: The values of all repeats' pictures taken as one run; only those of `rules` count.
 
     Raises:
-        ValueError: The repeats are fewer than two or of different lengths, or a value is not finite.
+        ValueError: A repeat lacks a value that the first one has.
     """
-    lengths = {len(one) for one in values}
-    if len(lengths) > 1:
-        raise ValueError(f"repeats have the same rows, got {sorted(lengths)} of them")
-    outer = over_repeats([float(np.mean(one)) for one in values])
-    inner = mean_interval(np.mean(np.asarray(values, float), axis=0), groups)
-    if inner.low is None:
-        return outer
-    below, above = np.hypot(*_below(outer, inner)), np.hypot(*_above(outer, inner))
-    return Spread(outer.value, outer.value - float(below), outer.value + float(above), outer.sd)
+    together = {(value.id, value.subject): value for value in pooled}
+    by_run = [{(value.id, value.subject): value for value in run} for run in runs]
+    return [_repeated(rules, [_of(run, first, r) for r, run in enumerate(by_run)], together) for first in runs[0]]
 
 
-def repeated_macro_mean(counts: Sequence[Counts]) -> Spread:
-    """Macro mean of shares over repeats, such as forget accuracy.
-
-    Every repeat draws its pictures anew and a class has one prompt, so the repeats' own spread holds all there is. The
-    interval is Wilson's at the sample size for which the plain interval would be Student's over the repeats' macro
-    means (Korn and Graubard 1998), because means near 0 or 1 are skewed. It is never narrower than that of one run with
-    all the pictures (`macro_mean`): repeats that agree by luck, or because all pictures are right, would have none.
-
-    Args:
-        counts: (k, n) of each class, for each repeat; the classes in the same order.
-
-    Raises:
-        ValueError: There are fewer than two repeats, or their classes differ in number.
-    """
-    pooled = macro_mean(_pooled(counts))
-    return _shares([macro_mean(one).value for one in counts], pooled)
+def repeated_differences(rules: Mapping[str, Rule], runs: Sequence[Differences], pooled: Differences) -> Differences:
+    """Paired differences between two models over repeats; arguments as in `repeated_values`."""
+    found = {}
+    for key, whole in pooled.items():
+        values, rule = [run[key].value for run in runs], rules.get(_family(key[0]))
+        found[key] = Interval(*over_repeats(values)[:3]) if rule is None else rule.difference(values, whole)
+    return found
 
 
-def repeated_overall(preserve: Sequence[Counts], forget: Sequence[Counts]) -> Spread:
-    """Mean of the repeats' overall scores, by the same rule: each repeat is one edit with one overall score.
-
-    Args:
-        preserve: (k, n) of each kept class, for each repeat.
-        forget: The same for the classes to forget, in the same order of repeats.
-
-    Raises:
-        ValueError: As `repeated_macro_mean`, or the two sides have different numbers of repeats.
-    """
-    if len(preserve) != len(forget):
-        raise ValueError(f"{len(preserve)} repeats of the kept classes but {len(forget)} of those to forget")
-    pooled = overall_score(macro_mean(_pooled(preserve)), macro_mean(_pooled(forget)))
-    scores = [overall(macro_mean(kept).value, macro_mean(gone).value) for kept, gone in zip(preserve, forget)]
-    return _shares(scores, pooled)
+def pooled_rows(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of all repeats as those of one run; the repeat's number becomes part of the row ids."""
+    return pd.concat([table.set_axis([f"{r}/{id}" for id in table.index]) for r, table in enumerate(tables)])
 
 
-def _pooled(counts: Sequence[Counts]) -> list[tuple[float, float]]:
-    """(k, n) of each class over all repeats."""
-    sizes = {len(one) for one in counts}
-    if len(sizes) > 1:
-        raise ValueError(f"repeats have the same classes, got {sorted(sizes)} of them")
-    return [(sum(k for k, _ in one), sum(n for _, n in one)) for one in zip(*counts)]
+def _of(run: Mapping[tuple[str, str], Value], value: Value, repeat: int) -> Value:
+    found = run.get((value.id, value.subject))
+    if found is None:
+        raise ValueError(f"repeat {repeat} has no value of {value.id} for {value.subject}, the first one has")
+    return found
 
 
-def _shares(values: Sequence[float], pooled: Interval) -> Spread:
-    """Spread of values between 0 and 1 that is on no side narrower than `pooled`."""
-    plain = over_repeats(values)
-    mean, half = plain.value, plain.high - plain.value
-    outer = plain
-    if half > 0:
-        size = mean * (1 - mean) * (float(norm.ppf((1 + LEVEL) / 2)) / half) ** 2
-        _, low, high = wilson(mean * size, size)
-        outer = plain._replace(low=low, high=high)
-    below, above = max(_below(outer, pooled)), max(_above(outer, pooled))
-    return plain._replace(low=max(0.0, mean - below), high=min(1.0, mean + above))
+def _repeated(rules: Mapping[str, Rule], same: Sequence[Value], together: Mapping[tuple[str, str], Value]) -> Value:
+    """One value over repeats, from the repeats' values of one id and subject."""
+    first, numbers = same[0], [value.value for value in same]
+    rule, difference = rules.get(_family(first.id)), None
+    if rule is None:
+        found = over_repeats(numbers)
+    else:
+        whole = together[first.id, first.subject]
+        found = rule.spread(numbers, Interval(whole.value, whole.low, whole.high))
+        if whole.difference is not None:
+            changes = [value.difference.value for value in same if value.difference is not None]
+            difference = rule.difference(changes, whole.difference)
+    return replace(
+        first, value=found.value, n=sum(value.n for value in same), low=found.low, high=found.high, sd=found.sd,
+        repeats=len(same), difference=difference,
+    )  # fmt: skip
 
 
-def _below(one: Spread, other: Interval) -> tuple[float, float]:
-    return one.value - one.low, other.value - other.low
+def _family(id: str) -> str:
+    return id.partition("/")[0]
 
 
-def _above(one: Spread, other: Interval) -> tuple[float, float]:
-    return one.high - one.value, other.high - other.value
+def _skewed(plain: Spread) -> Spread:
+    """A share with Wilson's interval in place of Student's; see `Rule.share`."""
+    half = plain.high - plain.value
+    if half == 0:
+        return plain
+    size = plain.value * (1 - plain.value) * (quantile() / half) ** 2
+    _, low, high = wilson(plain.value * size, size)
+    return plain._replace(low=low, high=high)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class ResNet50:
         return f"torchvision-resnet50-{self.weights.lower()}"
 
     @cached_property
-    def _entry(self) -> object:
+    def _entry(self) -> Any:
         from torchvision.models import ResNet50_Weights
 
         return ResNet50_Weights[self.weights]

@@ -8,11 +8,12 @@ that depend on each other, and minds that case.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri  # scipy.stats would take a second or two to import
 
 LEVEL = 0.95
 RESAMPLES = 2_000
@@ -20,15 +21,26 @@ RESAMPLES = 2_000
 SEED = 20_260_101
 
 
-class Interval(NamedTuple):
-    """A value with the ends of its interval; None where the data cannot give one."""
+Numbers = Sequence[float] | np.ndarray  # one a picture, [n]
+Groups = Sequence | np.ndarray  # what pictures share, [n]
+End = TypeVar("End", bound=float | None, covariant=True)
+
+
+class Interval(NamedTuple, Generic[End]):
+    """A value with the ends of its interval; None where the data cannot give one. `Interval[float]` always has them."""
 
     value: float
-    low: float | None
-    high: float | None
+    low: End
+    high: End
 
 
-def wilson(k: float, n: float, level: float = LEVEL) -> Interval:
+@functools.cache
+def quantile(level: float = LEVEL) -> float:
+    """Standard deviations of a normal distribution on either side of its mean that hold this share of it: 1.96."""
+    return float(ndtri((1 + level) / 2))
+
+
+def wilson(k: float, n: float, level: float = LEVEL) -> Interval[float]:
     """Share k / n with Wilson's score interval (Wilson 1927); k and n need not be whole.
 
     Raises:
@@ -36,7 +48,7 @@ def wilson(k: float, n: float, level: float = LEVEL) -> Interval:
     """
     if n <= 0 or not 0 <= k <= n:
         raise ValueError(f"a share needs 0 <= k <= n and n > 0, got k = {k}, n = {n}")
-    z = float(norm.ppf((1 + level) / 2))
+    z = quantile(level)
     share = k / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -44,7 +56,7 @@ def wilson(k: float, n: float, level: float = LEVEL) -> Interval:
     return Interval(share, float(min(max(0.0, centre - half), share)), float(max(min(1.0, centre + half), share)))
 
 
-def macro_mean(counts: Sequence[tuple[float, float]]) -> Interval:
+def macro_mean(counts: Sequence[tuple[float, float]]) -> Interval[float]:
     """Mean over classes of shares, each class counting the same however many pictures it has.
 
     The interval is Wilson's at the effective sample size, as in survey statistics (Korn and Graubard 1998; Dean and
@@ -78,7 +90,7 @@ def overall(preserve: float, forget: float) -> float:
     return 2 * preserve * forgotten / total if total > 0 else 0.0
 
 
-def overall_score(preserve: Interval, forget: Interval) -> Interval:
+def overall_score(preserve: Interval[float], forget: Interval[float]) -> Interval[float]:
     """`overall` of two macro means with its interval.
 
     Each end is found by moving one mean at a time to its own end and adding the changes in quadrature: the method of
@@ -90,12 +102,12 @@ def overall_score(preserve: Interval, forget: Interval) -> Interval:
     better = (overall(preserve.high, forget.value), overall(preserve.value, forget.low))
     return Interval(
         value,
-        value - float(np.hypot(*(value - moved for moved in worse))),
-        value + float(np.hypot(*(moved - value for moved in better))),
+        value - float(np.hypot(value - worse[0], value - worse[1])),
+        value + float(np.hypot(better[0] - value, better[1] - value)),
     )
 
 
-def _group_numbers(n: int, groups: Sequence | None) -> np.ndarray:
+def _group_numbers(n: int, groups: Groups | None) -> np.ndarray:
     """Group index of each of n values; without groups each value is its own."""
     if groups is None:
         return np.arange(n)
@@ -111,13 +123,13 @@ def resampled(groups: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 def mean_interval(
-    values: Sequence[float] | np.ndarray,
-    groups: Sequence | None = None,
+    values: Numbers,
+    groups: Groups | None = None,
     *,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
-) -> Interval:
+) -> Interval[float | None]:
     """Mean with a percentile bootstrap interval over whole groups; None for the ends where there is one group.
 
     Args:
@@ -134,12 +146,12 @@ def mean_interval(
 
 
 def macro_mean_interval(
-    classes: Sequence[tuple[Sequence[float] | np.ndarray, Sequence | None]],
+    classes: Sequence[tuple[Numbers, Groups | None]],
     *,
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
-) -> Interval:
+) -> Interval[float | None]:
     """Mean over classes of their means, each class counting the same, with a percentile bootstrap interval.
 
     Groups are drawn inside each class: which classes there are is given, only their pictures are a sample.
@@ -161,9 +173,7 @@ def macro_mean_interval(
     return Interval(mean, float(low), float(high))
 
 
-def _means(
-    values: Sequence[float] | np.ndarray, groups: Sequence | None, resamples: int, seed: int
-) -> tuple[float, np.ndarray | None]:
+def _means(values: Numbers, groups: Groups | None, resamples: int, seed: int) -> tuple[float, np.ndarray | None]:
     """The mean, and that of each resample [resamples]; None where one group alone tells nothing about the spread."""
     array = np.asarray(values, float)
     if array.ndim != 1 or not len(array):
@@ -179,24 +189,21 @@ def _means(
     return mean, (drawn @ sums) / (drawn @ sizes)
 
 
-def macro_share_interval(classes: Sequence[tuple[Sequence[float] | np.ndarray, Sequence]]) -> Interval:
+def macro_share_interval(classes: Sequence[tuple[Numbers, Groups]]) -> Interval[float | None]:
     """`macro_mean_interval` of shares: the values are 0 and 1.
 
     Where resampling finds no spread at all, mostly because all pictures agree, the interval is that of `macro_mean`
     with one picture a group: an interval of width zero would say more than anybody knows.
     """
     interval = macro_mean_interval(classes)
-    if interval.low is None or interval.low < interval.high:
+    if interval.low is None or interval.high is None or interval.low < interval.high:
         return interval
     return macro_mean([(float(np.mean(values)) * len(set(groups)), len(set(groups))) for values, groups in classes])
 
 
 def paired_difference(
-    values: Sequence[float] | np.ndarray,
-    reference: Sequence[float] | np.ndarray,
-    groups: Sequence | None = None,
-    **options: float,
-) -> Interval:
+    values: Numbers, reference: Numbers, groups: Groups | None = None, **options: Any
+) -> Interval[float | None]:
     """Mean of `values - reference` over pictures of the same prompt and noise, with its interval."""
     one, other = np.asarray(values, float), np.asarray(reference, float)
     if one.shape != other.shape:

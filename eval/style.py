@@ -19,8 +19,10 @@ import pandas as pd
 from harness.checks import number
 
 from .clip import SCALE, similarities
-from .stats import macro_mean_interval, macro_share_interval
-from .values import ALL, Encoder, Value, by_class, check_images, paired
+from .compare import matched
+from .repeats import MEAN, PROMPT_SHARE, Rule
+from .stats import Interval, macro_mean_interval, macro_share_interval
+from .values import ALL, Differences, Encoder, Value, by_class, check_images, paired
 
 if TYPE_CHECKING:
     from harness.generate import ImageSet
@@ -43,6 +45,9 @@ class StyleSimilarity:
     set: str = "artists"
     margin: float = 1.0
     version: ClassVar[int] = 1
+    repeated: ClassVar[Mapping[str, Rule]] = dict.fromkeys(
+        ("clip_a", "clip_a_kept", "clip_a_difference", "clip_a_kept_difference"), MEAN
+    ) | {"fsr": PROMPT_SHARE, "fsr_margin": PROMPT_SHARE}
 
     def __post_init__(self) -> None:
         number(f"margin of {self.id}", self.margin, zero=False)
@@ -102,6 +107,17 @@ class StyleSimilarity:
                 parts = {name: (column[artists[name].index], artists[name]["prompt"]) for name in names}
                 values += _by_artist(id, parts, better)
         return values
+
+    def differences(self, rows: pd.DataFrame, other: pd.DataFrame, task: Task) -> Differences:
+        """Of CLIP_a, to another model's rows of the same prompts and noise; FSR is a comparison itself."""
+        artists, there, found = by_class(rows, task, self.set), matched(rows, other, ("label", "prompt")), {}
+        for text in TEXTS:
+            change = rows[f"to_{text}"] - there[f"to_{text}"]
+            for family, names in (("clip_a", task.forget), ("clip_a_kept", task.keep)):
+                parts = {name: (change[artists[name].index], artists[name]["prompt"]) for name in names}
+                for value in _by_artist(f"{family}/{self.encoder.id}/x{SCALE}/{text}", parts, True):
+                    found[value.id, value.subject] = Interval(value.value, value.low, value.high)
+        return found
 
 
 def _by_artist(id: str, parts: Mapping[str, tuple[pd.Series, pd.Series]], better: bool) -> list[Value]:

@@ -10,11 +10,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .stats import Interval
+
 if TYPE_CHECKING:
     from harness.generate import ImageSet
     from harness.task import Task
 
 ALL = "all"
+# Between two models on the same rows, by id and subject of the values.
+Differences = dict[tuple[str, str], Interval]
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class Value:
         low: Lower end of the 95 % interval; None where there is none.
         high: Upper end.
         higher_is_better: None where neither direction is good in itself.
+        sd: Of repeated runs, the standard deviation of the repeats' values (`eval.repeats`).
+        repeats: How many those were; None for a single run.
+        difference: To the unedited model on the same prompts and noise, paired row by row, where the metric can say.
     """
 
     id: str
@@ -39,6 +46,9 @@ class Value:
     low: float | None = None
     high: float | None = None
     higher_is_better: bool | None = None
+    sd: float | None = None
+    repeats: int | None = None
+    difference: Interval | None = None
 
 
 class Metric(Protocol):
@@ -51,6 +61,11 @@ class Metric(Protocol):
     A metric that compares with other pictures than the unedited model's also has `photos` and `references`, and takes
     their rows as `photo_rows` of `summarise`: see `eval.fid.Fid`. A metric that needs something of the user's has
     `check(task)`, which is called before anything is computed and raises ValueError where that is missing.
+
+    A metric whose values can be compared between two models row by row has `differences(rows, other, task)`, which
+    returns the paired differences (`rows` minus `other`) of values that `summarise` gives, by (id, subject). A metric
+    that can take the rows of repeated runs as those of one run names in `repeated` the rule of each of its families
+    (`eval.repeats.Rule`); without it, the repeats' values are taken as single numbers.
     """
 
     id: str

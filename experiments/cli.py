@@ -28,6 +28,7 @@ from hydra.errors import (
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from harness import processes
 from harness.names import unknown
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -52,8 +53,11 @@ OPTIONS = (
 
 
 def run_one(cfg: DictConfig) -> Path | None:
-    """Run one configuration, print its result, and return the record's path (None for a dry run and a replay)."""
+    """Run one configuration, print its result, and return the record's path (None for a dry run and a replay, and
+    in every process but the main one)."""
     if cfg.replay is not None:
+        if processes.count() > 1:
+            raise ValueError("replay runs on one process; start it with python")
         from .replay import replay
 
         hydra = HydraConfig.get()
@@ -67,9 +71,12 @@ def run_one(cfg: DictConfig) -> Path | None:
     from .show import show_plan, show_record
 
     if cfg.dry_run:
-        show_plan(plan(cfg))
+        if processes.rank() == 0:
+            show_plan(plan(cfg))
         return None
     record, path = benchmark(cfg)
+    if processes.rank() > 0:
+        return None
     show_record(record)
     print(f"record: {path}", flush=True)
     return path
@@ -85,6 +92,8 @@ def ordered(argv: Sequence[str]) -> list[str]:
         if item.startswith("-") and item.partition("=")[0] not in OPTIONS:
             raise unknown("option", item, [name for name in OPTIONS if name.startswith("--")])
     many = [item for item in argv if item in ("-m", "--multirun")]
+    if many and processes.count() > 1:
+        raise ValueError("-m: a multirun starts on one process; a launcher gives each job a GPU (docs/launchers.md)")
     return [*many[:1], *(item for item in argv if item not in many)]
 
 
@@ -120,6 +129,9 @@ def one_line(error: BaseException, argv: Sequence[str] = ()) -> str:
         return f"{where.group(1)}: {one_line(error.__cause__)}" if where else one_line(error.__cause__)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher":
+            known = ", ".join(sorted(error.options))
+            return f"unknown hydra/launcher {name!r}; installed: {known}; others are plugins (docs/launchers.md)"
         return str(unknown(group or "configuration", name, [option.removesuffix(".yaml") for option in error.options]))
     if isinstance(error, OverrideParseException):
         return f"cannot read {error.override!r}: {_first_line(error.message)} (write key=value; quote lists and spaces)"

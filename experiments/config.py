@@ -82,10 +82,13 @@ def _check_root(config: Mapping[str, Any]) -> None:
     order = config["order"]
     if order != "given" and (isinstance(order, bool) or not isinstance(order, int) or order < 0):
         raise ValueError(f"order={order!r}: say given, or a seed (a whole number from 0)")
-    if config["repeats"] != 1:
-        raise ValueError(
-            f"repeats={config['repeats']!r} is not available yet; only repeats=1 is (sweep over seed=0,1,2)"
-        )
+    repeats = config["repeats"]
+    if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats={repeats!r}: a whole number of at least 1")
+    if seed + repeats > 2**63:
+        raise ValueError(f"seed={seed} with repeats={repeats}: the last repeat's seed is above 2^63 - 1")
+    if repeats > 1 and config["schedule"] == "sequential":
+        raise ValueError("repeats>1 is not available with schedule=sequential; sweep over seed=0,1,2 instead")
     if config["replay"] is not None:
         raise ValueError("replay is not available here: experiments.replay runs a record, `benchmark` a configuration")
     for name in ("store", "records"):
@@ -118,6 +121,8 @@ def _check_model(model: Mapping[str, Any]) -> None:
         value = model.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"model.{name}={value!r}: a whole number of at least 1, or null")
+    if not isinstance(model.get("compile", False), bool):
+        raise ValueError(f"model.compile={model['compile']!r}: say true or false")
     if not isinstance(model["path"], str) or not model["path"].strip():
         raise ValueError(f"model.path={model['path']!r}: name a diffusers folder, a .safetensors file or a Hub id")
     weights.local(model["path"])

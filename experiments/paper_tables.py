@@ -29,7 +29,7 @@ class Measured:
 
     Attributes:
         n: pictures that it rests on; None where that has no meaning.
-        std: standard deviation over `runs` runs with different seeds; None for a single run.
+        std: standard deviation over `runs` runs with different seeds, or repeats of one; None for a single run.
     """
 
     value: float | None
@@ -66,6 +66,7 @@ class Line:
         settings: preset, and what differs from the experiment's own settings.
         published, measured: by column.
         unedited: this is the unedited model's row.
+        mean: this is the mean of the rows above it, which differ in the seed only.
     """
 
     row: str
@@ -74,6 +75,7 @@ class Line:
     published: Mapping[Column, Cell] = field(default_factory=dict)
     measured: Mapping[Column, Measured] = field(default_factory=dict)
     unedited: bool = False
+    mean: bool = False
 
     def agrees(self, column: Column) -> bool | None:
         """Whether the published number lies in the measured interval; None where that cannot be said."""
@@ -251,7 +253,9 @@ def _measured(
         elif column.id:
             entry = values.pick(metrics, column.id, paper.subject(column.subject))
             if entry is not None:
-                found[column] = Measured(entry["value"], entry["low"], entry["high"], entry["n"])
+                found[column] = Measured(
+                    entry["value"], *values.ends(entry), entry["n"], entry.get("sd"), entry.get("repeats", 1)
+                )
     return found
 
 
@@ -275,7 +279,8 @@ def _repeated(lines: Sequence[Line]) -> list[Line]:
     for (method, settings), group in groups.items():
         if len(group) > 1:
             words = ", ".join([*([settings] if settings else []), f"mean of {len(group)} seeds"])
-            means.append(Line(group[0].row, method, words, measured=_mean([line.measured for line in group])))
+            measured = _mean([line.measured for line in group])
+            means.append(Line(group[0].row, method, words, measured=measured, mean=True))
     return means
 
 
@@ -306,7 +311,7 @@ def _pooled(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
         chosen = [
             i
             for i, line in enumerate(lines)
-            if (pool.unedited or not line.unedited) and not _is_mean(line) and all(_known(line, s) for s in sources)
+            if (pool.unedited or not line.unedited) and not line.mean and all(_known(line, s) for s in sources)
         ]
         numbers = [[s.scale * lines[i].measured[s].value for i in chosen] for s in sources]
         if any(len(set(own)) < 2 for own in numbers):  # nothing to compare yet
@@ -318,7 +323,3 @@ def _pooled(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
 
 def _known(line: Line, column: Column) -> bool:
     return column in line.measured and line.measured[column].value is not None
-
-
-def _is_mean(line: Line) -> bool:
-    return any(found.runs > 1 for found in line.measured.values())

@@ -36,7 +36,8 @@ WIDE = 20
 VERDICTS = {True: " in", False: " out", None: ""}
 READING = (
     "Each cell: published / measured [95 % interval]; - = not printed, or not run. in, out: the published number lies "
-    "inside the measured interval, or outside of it; without a word the two are not compared. (a), (b): see below."
+    "inside the measured interval, or outside of it; without a word the two are not compared. ±: standard deviation "
+    "over seeds. (a), (b): see below."
 )
 
 
@@ -189,7 +190,7 @@ def _number(found: Measured | None, column: Column) -> str:
     text = show(found.value)
     if found.std is not None:
         text += f" ± {show(found.std)}"
-    elif found.low is not None and found.high is not None:
+    if found.low is not None and found.high is not None:
         text += f" [{show(found.low)}, {show(found.high)}]"
     return text
 

@@ -88,13 +88,7 @@ def replay(cfg: DictConfig, overrides: Sequence[str], folders: Sequence[str] = (
         raise ValueError(f"replay={path}: no such file; name a record, the JSON file that a run ends with")
     record = read(path)
     config, added = configuration(record, cfg, path)
-    known = known_targets(folders)
-    for target in targets(config):
-        if target not in known:
-            raise ValueError(
-                f"{path}: its configuration names the code {target}, which neither conf/ nor a configuration folder of "
-                "yours names; give the folder that does as --config-dir DIR"
-            )
+    require_known(config, folders, path)
     with ExitStack() as stack:
         config |= {name: _place(name, cfg, said, path, stack) for name in ("store", "records")}
         if "device" in said:
@@ -121,12 +115,24 @@ def configuration(record: Record, cfg: DictConfig, path: Path) -> tuple[dict[str
     config["method"] |= config.pop("speed", {})
     if record.preset:
         config["method"]["preset"] = record.preset
-    if "batch_size" in config:
-        config["model"]["batch_size"] = config.pop("batch_size")
+    for name in ("batch_size", "compile"):
+        if name in config:
+            config["model"][name] = config.pop(name)
     added = [name for name in ROOT_KEYS if name not in config]
     config |= {name: OmegaConf.to_container(cfg, resolve=True)[name] for name in added}
     config |= {"replay": None, "export": None, "dry_run": False, "debug": cfg.debug, "logger": {"name": "none"}}
     return config, added
+
+
+def require_known(config: Mapping[str, Any], folders: Sequence[str], path: Path) -> None:
+    """Raise ValueError where a record's configuration names code that neither conf/ nor the user's folders name."""
+    known = known_targets(folders)
+    for target in targets(config):
+        if target not in known:
+            raise ValueError(
+                f"{path}: its configuration names the code {target}, which neither conf/ nor a configuration folder of "
+                "yours names; give the folder that does as --config-dir DIR"
+            )
 
 
 def targets(config: Any) -> Iterator[str]:
@@ -209,9 +215,10 @@ def _recomputed(again: Record, kept_store: bool) -> str:
     made, reused = again.counts["images_made"], again.counts["images_reused"]
     if not kept_store:
         return f"computed again: the edit and all {made} pictures, in a fresh store"
-    edit = "found" if again.counts["edit_reused"] else "computed again"
+    found = again.counts["edit_reused"] == again.config["repeats"]
+    edit = "found" if found else "computed again"
     line = f"store={again.config['store']}: the edit was {edit}, {made} pictures were computed again, {reused} found"
-    if not made and again.counts["edit_reused"]:
+    if not made and found:
         line += "; what is stored was compared, which does not show that it can be computed again"
     return line
 
@@ -224,9 +231,8 @@ def _facts(record: Mapping[str, Any], same_machine: bool) -> dict[str, Any]:
     facts["kind of edit"] = record["edit"].get("kind")
     facts["screened prompts"] = record["counts"].get("screened")
     facts["stages"] = [stage["concepts"] for stage in record["stages"]]
-    if not same_machine:
-        facts.pop("fingerprint of edit", None)
-    return facts
+    # Of a repeated run there are further edits: edit.1, edit.2 and so on.
+    return {name: fact for name, fact in facts.items() if same_machine or not name.startswith("fingerprint of edit")}
 
 
 def _metric_differences(
@@ -248,6 +254,9 @@ def _metric_differences(
         if same_machine:
             for end in ("low", "high"):
                 found += _number_difference(f"{what}, {end}", before[end], after[end], None, True)
+            for name in ("sd", "difference"):
+                if name in before:  # a record of schema 2 has neither
+                    found += _number_difference(f"{what}, {name}", before[name], after.get(name), None, True)
     return found
 
 

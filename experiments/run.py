@@ -7,24 +7,26 @@ run whose results are all stored loads no weights.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
-from harness.edit import Edit, export
+from harness.edit import Edit, NoEffectError, export
 from harness.generate import Chunks, ImageSet, generate, image_parts, passing
 from harness.i2p import SET as EXPLICIT
 from harness.method import Cost
+from harness.processes import join
 from harness.record import Record
 from harness.schedule import ordered
 
 from .edits import has_edit, stored_edits
-from .scores import missing_rows, score, score_passing
-from .setup import Setup, setup
+from .scores import Scored, missing_rows, score, score_passing, summed_up
+from .setup import Setup, repeated, setup
 from .sizes import PNG_BYTES_PER_PIXEL
 
 log = logging.getLogger(__name__)
@@ -36,31 +38,41 @@ GRID_SETS = ("classes", "artists", EXPLICIT)
 
 
 def benchmark(cfg: DictConfig) -> tuple[Record, Path]:
-    """Run one configuration.
+    """Run one configuration, on several processes where `accelerate launch` or `torchrun` started them.
 
     Returns:
-        The record and the path it was written to.
+        The record and the path it was written to, in every process.
 
     Raises:
         ValueError: bad input, in one line.
         NoEffectError: the edit changes nothing and `allow_noop` is false.
+        PeerLost: another process of this run ended before its work was done.
     """
-    parts = setup(cfg)
+    team = join(str(cfg.device))
+    with team.main_first():
+        parts = setup(cfg, team)
     cost = Cost(parts.model, parts.device)
     log.info("%s, %s: %s", parts.config["method"]["name"], parts.task.name, parts.model.words or parts.model.name)
-    with cost.stage("edit"):
-        edits, meta = stored_edits(parts)
-    edit = edits[-1]
-    if parts.config["export"] is not None:
-        with cost.stage("export"):
-            folder = export(parts.model(), edit, parts.config["export"])
-        log.info("exported a plain diffusers folder to %s", folder)
-    result = _Result()
-    if not parts.config["edit_only"]:
-        result = _measure(parts, edits, cost)
-    record = _record(parts, edit, meta, cost, result)
+    runs: list[_Run] = []
+    for one in repeated(parts):
+        runs.append(_run(one, cost))
+        if (runs[-1].edit["kind"] == "none") != (runs[0].edit["kind"] == "none"):
+            raise NoEffectError(
+                f"some edits of these repeats change nothing and others do, as with seed={one.config['seed']}; run the "
+                "seeds one by one"
+            )
+        if len(runs) > 1:
+            runs[-1].shown = None  # the grid is the first one's
+    cost.add(team.gather(cost.stages)[1:])
+    done = _written(parts, runs, cost) if team.main else None
+    return team.gather(done)[0]
+
+
+def _written(parts: Setup, runs: Sequence[_Run], cost: Cost) -> tuple[Record, Path]:
+    """The record, with the picture grid beside it, and where it was written to."""
+    record = _record(parts, runs, cost)
     path = record.write(Path(parts.config["records"]).expanduser())
-    grid = _grid(parts, result, path)
+    grid = _grid(parts, runs[0].shown, path)
     if parts.config["logger"]["name"] == "wandb":
         from .wandb_log import log_record
 
@@ -72,40 +84,47 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
     """What a run of this configuration would compute, without computing it.
 
     Returns:
-        {model, method, task, words, absent, edit_stored, sets: [{name, edited, rows, stored, make}], unet_samples,
-        disk_bytes}; `absent` says why the model is not on this machine, or is empty. A sequential schedule has edited
-        class pictures for every stage. Pictures of an edit that is not stored yet all count as to be made, its own UNet
-        samples are not known before.
+        {model, method, task, words, absent, repeats, edits_stored, sets: [{name, edited, rows, stored, make}],
+        unet_samples, disk_bytes}, over all repeats; `absent` says why the model is not on this machine, or is empty. A
+        sequential schedule has edited class pictures for every stage. Pictures of an edit that is not stored yet all
+        count as to be made, its own UNet samples are not known before.
     """
     parts = setup(cfg)
-    found = has_edit(parts)
+    runs = repeated(parts)
     stages = len(parts.task.concepts) if parts.config["schedule"] == "sequential" else 1
-    # None: not stored yet.
-    edits = stored_edits(parts)[0] if found else [None] * stages
     unedited = parts.config["method"]["name"] == "none"
-    sets, samples, disk = [], 0, 0
-    for name, prompts in ({} if parts.config["edit_only"] else parts.task.sets).items():
-        drawn = [] if unedited else edits if name == STAGE_SET else edits[-1:]
-        for edited, edit in [(False, None), *((True, edit) for edit in drawn)]:
-            rows = {row.id: image_parts(parts.model, edit, row, parts.sampler) for row in prompts}
-            todo = list(rows.values())
-            if not edited or found:
-                scored = _scored(parts, name, edit) if name in parts.task.unkept else set()
-                todo = [row for i, row in rows.items() if i not in scored and not parts.store.has_image(row)]
-            # A guidance of exactly 1 needs one UNet sample a call, any other two.
-            samples += sum((1 if row["guidance"] == 1 else 2) * parts.sampler.calls() for row in todo)
-            if name not in parts.task.unkept:
-                disk += sum(int(row["width"] * row["height"] * PNG_BYTES_PER_PIXEL) for row in todo)
-            stored = len(rows) - len(todo)
-            sets.append({"name": name, "edited": edited, "rows": len(rows), "stored": stored, "make": len(todo)})
+    sets: dict[tuple[str, int], dict[str, Any]] = {}
+    samples, disk = 0, 0
+    for one in runs:
+        found = has_edit(one)
+        # None: not stored yet.
+        edits = stored_edits(one)[0] if found else [None] * stages
+        for name, prompts in ({} if one.config["edit_only"] else one.task.sets).items():
+            drawn = [] if unedited else edits if name == STAGE_SET else edits[-1:]
+            for stage, edit in enumerate([None, *drawn]):
+                rows = {row.id: image_parts(one.model, edit, row, one.sampler) for row in prompts}
+                todo = list(rows.values())
+                if not stage or found:
+                    scored = _scored(one, name, edit) if name in one.task.unkept else set()
+                    todo = [row for i, row in rows.items() if i not in scored and not one.store.has_image(row)]
+                # A guidance of exactly 1 needs one UNet sample a call, any other two.
+                samples += sum((1 if row["guidance"] == 1 else 2) * one.sampler.calls() for row in todo)
+                if name not in one.task.unkept:
+                    disk += sum(int(row["width"] * row["height"] * PNG_BYTES_PER_PIXEL) for row in todo)
+                entry = sets.setdefault(
+                    (name, stage), {"name": name, "edited": stage > 0, "rows": 0, "stored": 0, "make": 0}
+                )
+                counts = {"rows": len(rows), "stored": len(rows) - len(todo), "make": len(todo)}
+                entry |= {word: entry[word] + count for word, count in counts.items()}
     return {
         "method": parts.config["method"]["name"],
         "task": parts.task.name,
         "model": parts.config["model"]["name"],
         "words": parts.model.words,
         "absent": getattr(parts.model, "reason", ""),
-        "edit_stored": found,
-        "sets": sets,
+        "repeats": len(runs),
+        "edits_stored": sum(map(has_edit, runs)),
+        "sets": list(sets.values()),
         "unet_samples": samples,
         "disk_bytes": disk,
     }
@@ -129,21 +148,41 @@ def _passing(parts: Setup, name: str, edit: Edit | None) -> Chunks:
 
 
 @dataclass
-class _Result:
-    """Pictures and scores of a run; empty for `edit_only`."""
+class _Run:
+    """What is left of one repeat when it is done; scores and pictures are empty for `edit_only`.
 
-    before: Mapping[str, ImageSet | Chunks] | None = None
-    after: Mapping[str, ImageSet | Chunks] | None = None
-    unedited: tuple[Any, ...] = ()
-    metrics: tuple[Any, ...] = ()
-    # Of a sequential schedule: what was to be gone after each stage, and the scores of the class pictures.
-    stages: tuple[dict[str, Any], ...] = ()
-    stage_sets: tuple[ImageSet, ...] = ()
+    Attributes:
+        edit: its kind, fingerprint and info, and what `stored_edits` says about its making.
+        scored: every metric's values.
+        counts: of pictures made, reused and of one colour.
+        stages: of a sequential schedule, what was to be gone after each stage, and the scores of the class pictures.
+        shown: the unedited and the edited pictures of the grid, where there is one.
+    """
+
+    edit: dict[str, Any]
+    scored: Sequence[Scored] = ()
+    counts: Counter[str] = field(default_factory=Counter)
+    stages: Sequence[dict[str, Any]] = ()
+    shown: tuple[ImageSet, ImageSet] | None = None
 
 
-def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost) -> _Result:
+def _run(parts: Setup, cost: Cost) -> _Run:
+    """One repeat: the edit, and pictures and scores before and after it."""
+    with cost.stage("edit"), parts.team.main_first():
+        edits, meta = stored_edits(parts)
+    edit = edits[-1]
+    if parts.config["export"] is not None and parts.team.main:
+        with cost.stage("export"):
+            folder = export(parts.model(), edit, parts.config["export"])
+        log.info("exported a plain diffusers folder to %s", folder)
+    found = _Run({"kind": edit.kind, "fingerprint": edit.fingerprint, "info": edit.info, **meta})
+    if not parts.config["edit_only"]:
+        _measure(parts, edits, cost, found)
+    return found
+
+
+def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost, found: _Run) -> None:
     """Pictures before and after the edit, and the values of every metric for both; of a schedule, after each stage."""
-
     unkept = parts.task.unkept
 
     def pictures(change: Edit | None, words: str, sets: Sequence[str]) -> dict[str, ImageSet | Chunks]:
@@ -152,7 +191,13 @@ def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost) -> _Result:
                 name: _passing(parts, name, change)
                 if name in unkept
                 else generate(
-                    parts.model, change, parts.task.sets[name], parts.sampler, parts.store, batch_size=parts.batch_size
+                    parts.model,
+                    change,
+                    parts.task.sets[name],
+                    parts.sampler,
+                    parts.store,
+                    batch_size=parts.batch_size,
+                    team=parts.team,
                 )
                 for name in sets
             }
@@ -163,7 +208,7 @@ def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost) -> _Result:
     for name in unkept:
         score_passing(parts, name, before[name], after[name], cost.stage)
     with cost.stage("scores"):
-        unedited, metrics = score(parts, before, after)
+        found.scored = score(parts, before, after)
     stages, stage_sets = [], []
     if len(edits) > 1 and edits[-1].kind != "none" and STAGE_SET in every:
         concepts = ordered(parts.task.concepts, parts.config["order"])
@@ -171,22 +216,30 @@ def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost) -> _Result:
             seen = pictures(edit, f"after stage {number}", [STAGE_SET])
             stage_sets += seen.values()
             with cost.stage("scores"):
-                _, values = score(parts, {STAGE_SET: before[STAGE_SET]}, seen)
+                _, values = summed_up(parts.task, [score(parts, {STAGE_SET: before[STAGE_SET]}, seen)])
             stages.append({"concepts": [concept.name for concept in concepts[:number]], "metrics": list(values)})
+    found.stages = stages
     # The last stage's pictures are the edited ones, counted already.
-    return _Result(before, after, unedited, metrics, tuple(stages), tuple(stage_sets[:-1]))
+    for images in [*before.values(), *(after.values() if after is not before else ()), *stage_sets[:-1]]:
+        found.counts.update(images_made=images.made, images_reused=images.reused, images_black=images.black)
+    name = next((name for name in GRID_SETS if name in before and name not in unkept), None)
+    if name is not None:
+        found.shown = before[name], after[name]
 
 
-def _record(parts: Setup, edit: Edit, meta: Mapping[str, Any], cost: Cost, result: _Result) -> Record:
-    sets = [*(result.before or {}).values()]
-    if result.after is not result.before:
-        sets += (result.after or {}).values()
-    sets += result.stage_sets
+def _record(parts: Setup, runs: Sequence[_Run], cost: Cost) -> Record:
+    """The record of all repeats; of what each edit says of itself it has the first one's."""
+    with cost.stage("scores"):
+        unedited, metrics = summed_up(parts.task, [run.scored for run in runs])
+    edit = runs[0].edit
+    counts = sum((run.counts for run in runs), Counter())
     world = _stamp(parts.config["suite"].get("world"))
     note = f"{parts.model.words or parts.model.name}."
-    if meta["no_effect"]:
-        note += f" The edit changes nothing: {meta['no_effect']}"
+    if edit["no_effect"]:
+        note += f" The edit changes nothing: {edit['no_effect']}"
     note += _screened(parts)
+    if counts["images_black"]:
+        note += f" {counts['images_black']} pictures of the edited model are of one single colour."
     return Record(
         method=parts.config["method"]["name"],
         task=parts.task.name,
@@ -196,24 +249,23 @@ def _record(parts: Setup, edit: Edit, meta: Mapping[str, Any], cost: Cost, resul
         config=parts.config,
         fingerprints={
             "base": parts.model.fingerprint,
-            "edit": edit.fingerprint,
+            "edit": edit["fingerprint"],
+            **{f"edit.{number}": run.edit["fingerprint"] for number, run in enumerate(runs) if number},
             **{name: prompts.key for name, prompts in parts.task.sets.items()},
         },
         concepts=list(parts.task.concepts),
         keep=list(parts.task.keep),
-        metrics=list(result.metrics),
-        unedited=list(result.unedited),
-        stages=list(result.stages),
+        metrics=list(metrics),
+        unedited=list(unedited),
+        stages=list(runs[0].stages),
         # What this run spent, and as `edit_made` the full cost of the edit, earlier runs included.
-        cost={**cost.as_dict(), "edit_made": meta["cost"]},
+        cost={**cost.as_dict(), "processes": parts.team.count, "edit_made": edit["cost"]},
         counts={
-            "images_made": sum(images.made for images in sets),
-            "images_reused": sum(images.reused for images in sets),
-            "images_black": sum(images.black for images in sets),
+            **{name: counts[name] for name in ("images_made", "images_reused", "images_black")},
             "screened": parts.task.screened,
-            "edit_reused": int(meta["reused"]),
+            "edit_reused": sum(run.edit["reused"] for run in runs),
         },
-        edit={"kind": edit.kind, "shares": meta["shares"], **edit.info},
+        edit={"kind": edit["kind"], "shares": edit["shares"], **edit["info"]},
         preset=parts.preset,
         world=world,
         note=note,
@@ -240,28 +292,29 @@ def _stamp(world: str | None) -> str:
     return stamp(WORLD.parent / world)
 
 
-def _grid(parts: Setup, result: _Result, record: Path) -> Path | None:
+def _grid(parts: Setup, shown: tuple[ImageSet, ImageSet] | None, record: Path) -> Path | None:
     """The before/after picture beside the record; None where no pictures of classes or artists were made.
 
     Pictures that are not kept are not shown either; explicit ones that are kept are shown blurred.
     """
-    shown = next((name for name in GRID_SETS if name in (result.before or {}) and name not in parts.task.unkept), None)
     if shown is None:
         return None
     from .grid import blurred, picture_grid, save_png
 
+    name = shown[0].prompts.name
+
     def by_class(images: ImageSet) -> dict[str, list[Any]]:
         groups: dict[str, list[Any]] = {}
         for i, row in enumerate(images.prompts):
-            groups.setdefault(row.label or shown, []).append(i)
-        look = blurred if shown == EXPLICIT else np.asarray
+            groups.setdefault(row.label or name, []).append(i)
+        look = blurred if name == EXPLICIT else np.asarray
         return {label: [look(images.images[i]) for i in indices[:3]] for label, indices in groups.items()}
 
-    before = by_class(result.before[shown])
+    before, after = map(by_class, shown)
     sheet = picture_grid(
         before,
-        by_class(result.after[shown]),
-        list(before) if shown == EXPLICIT else parts.task.forget,
+        after,
+        list(before) if name == EXPLICIT else parts.task.forget,
         caption=f"{parts.config['method']['name']}, {parts.task.name}: {parts.model.words or parts.model.name}",
     )
     return save_png(sheet, record.with_suffix(".png"))

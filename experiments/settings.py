@@ -82,7 +82,7 @@ def deviations(record: Record, expected: Mapping[str, Any], named: Sequence[str]
 
 def of_the_edit(word: str) -> bool:
     """Whether a deviation concerns the edit only, so that it says nothing about the unedited model's row."""
-    return not word.startswith(("task.", "sampler.", "quality.", "dtype "))
+    return not word.startswith(("task.", "sampler.", "quality.", "repeats ", "dtype "))
 
 
 def _plain(value: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ from omegaconf import DictConfig, OmegaConf
 from harness import sources, weights
 from harness.model import AbsentModel, LazyModel, as_dtype
 from harness.model_files import NotDownloaded
+from harness.processes import ALONE, Team
 from harness.sampler import Sampler
 from harness.store import Store
 from harness.task import Task, caption_list, quality_set
 
 from .config import checked
+from .gpus import free_gpu
+from .sweep import has_neighbours
 
 # Pictures that go through the model together where the model's config says nothing.
 BATCH_SIZE = 8
@@ -34,13 +37,14 @@ class Setup:
     """The parts of one run.
 
     Attributes:
-        config: the resolved configuration as plain JSON, `device`, `dtype` and `batch_size` as they were decided, in
-            `speed` what the method declares as `speed_only`, and in `model.published` whether the weights are those of
-            a known release (null: it cannot be told).
+        config: the resolved configuration as plain JSON, `device`, `dtype`, `batch_size` and `compile` as they were
+            decided, in `speed` what the method declares as `speed_only`, and in `model.published` whether the weights
+            are those of a known release (null: it cannot be told).
         model: its weights are loaded at the first call; absent only in a dry run.
         method: what `conf/method/*.yaml` names, with the configuration it was made from in `config["method"]`.
         preset: where the method's values come from: a suite's preset, or the method's own (the paper's).
         metrics: of the suite; empty for `edit_only`.
+        team: the processes that make this run.
     """
 
     config: dict[str, Any]
@@ -53,9 +57,10 @@ class Setup:
     preset: str
     batch_size: int
     metrics: tuple[Any, ...]
+    team: Team = ALONE
 
 
-def setup(cfg: DictConfig) -> Setup:
+def setup(cfg: DictConfig, team: Team = ALONE) -> Setup:
     """Check a configuration and make its parts.
 
     Raises:
@@ -70,8 +75,10 @@ def setup(cfg: DictConfig) -> Setup:
     # How it is run, not what: at the root of the record's configuration it stays out of the record's identity, and
     # outside `method` also out of the edit's key.
     batch_size = config["model"].pop("batch_size", None) or BATCH_SIZE
+    compiled = config["model"].pop("compile", False)
     speed = {name: config["method"].pop(name, getattr(method, name)) for name in getattr(method, "speed_only", ())}
-    config |= {"device": str(device), "dtype": dtype, "batch_size": batch_size, "speed": speed}
+    config |= {"device": str(device), "dtype": dtype, "batch_size": batch_size, "compile": compiled}
+    config["speed"] = speed
     sampler = instantiate(OmegaConf.create(config["sampler"]))
     # The model first: without it, nobody needs the prompts.
     model = _model(config, device, dtype)
@@ -88,11 +95,27 @@ def setup(cfg: DictConfig) -> Setup:
         preset=preset,
         batch_size=batch_size,
         metrics=tuple(task.metrics),
+        team=team,
     )
+
+
+def repeated(parts: Setup) -> list[Setup]:
+    """The repeats of a run: the same parts with the edit's seed counting up and other noise in every picture.
+
+    The first is the run itself: a repeated run finds what a single one stored. Only it exports its edit.
+    """
+    runs = [parts]
+    for number in range(1, parts.config["repeats"]):
+        config = {**parts.config, "seed": parts.config["seed"] + number, "export": None}
+        sets = {name: prompts.repeat(number) for name, prompts in parts.task.sets.items()}
+        runs.append(replace(parts, config=config, task=replace(parts.task, sets=sets)))
+    return runs
 
 
 def _device(name: object) -> torch.device:
     if name == "auto":
+        if torch.cuda.device_count() > 1 and has_neighbours():
+            torch.cuda.set_device(free_gpu(torch.cuda.device_count()))
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(str(name))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -132,6 +155,7 @@ def _model(config: Mapping[str, Any], device: torch.device, dtype: str) -> LazyM
         name=model["name"],
         suite=config["suite"]["name"],
         words=_words(model, place),
+        compile=config["compile"],
         **options,
     )
 

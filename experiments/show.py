@@ -24,6 +24,8 @@ def show_record(record: Record, console: Console | None = None) -> None:
     console.print()
     console.print(f"{record.method} on {record.task} ({record.split} split)", style="bold")
     said = {"World": record.world, "Preset": record.preset}
+    if record.config.get("repeats", 1) > 1:
+        said["Repeats"] = record.config["repeats"]
     console.print(" ".join([f"Model: {record.note}", *(f"{k}: {v}." for k, v in said.items() if v)]))
     console.print(f"To forget: {', '.join(concept['name'] for concept in data['concepts'])}")
     if record.keep:
@@ -63,7 +65,7 @@ def summary_tables(data: Mapping[str, Any]) -> list[Table]:
             header += ["zero weights of the UNet %", "seconds to edit"]
             seconds = data["cost"]["edit_made"]["seconds"]
             cost = [f"{100 * data['edit']['shares']['unet']:.2f}", f"{seconds:.1f}"] if edited else ["", ""]
-        body = [[data["method"], *(values.show(values.pick(data["metrics"], i)) for i in ids), *cost]]
+        body = [[data["method"], *(values.marked(values.pick(data["metrics"], i)) for i in ids), *cost]]
         if data["method"] != "none":
             unedited = [values.show(values.pick(data["unedited"], i)) for i in ids]
             body.insert(0, ["unedited", *unedited, *("" for _ in cost)])
@@ -91,7 +93,7 @@ def class_table(data: Mapping[str, Any]) -> Table | None:
         for i in ids:
             cells += [
                 values.show(values.pick(data["unedited"], i, name)),
-                values.show(values.pick(data["metrics"], i, name)),
+                values.marked(values.pick(data["metrics"], i, name)),
             ]
         if any(cells):
             body.append([name, side.get(name, ""), *cells])
@@ -102,7 +104,7 @@ def legend(data: Mapping[str, Any]) -> list[str]:
     """One line a metric: its full id, n and direction."""
     ids = values.headline_ids([data])
     entries = [m for m in data["metrics"] if m["subject"] == "all"]
-    return [*(values.legend(i, ids, entries) for i in ids), *values.remarks(ids)]
+    return [*(values.legend(i, ids, entries) for i in ids), *values.remarks(ids, entries)]
 
 
 def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
@@ -111,13 +113,17 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(f"dry run: {plan['method']} on {plan['task']}, model {plan['model']}: {plan['words']}")
     if plan["absent"]:
         console.print(f"the model is not here, so nothing of it is stored: {plan['absent']}")
-    console.print(f"edit: {'stored' if plan['edit_stored'] else 'to be made'}")
+    repeats, stored = plan["repeats"], plan["edits_stored"]
+    if repeats > 1:
+        console.print(f"{repeats} repeats; edits: {stored} of {repeats} stored")
+    else:
+        console.print(f"edit: {'stored' if stored else 'to be made'}")
     for item in plan["sets"]:
         edited = "edited" if item["edited"] else "unedited"
         console.print(
             f"{item['name']}, {edited}: {item['make']} of {item['rows']} pictures to make, {item['stored']} stored"
         )
-    extra = "" if plan["edit_stored"] else ", and those of the edit"
+    extra = "" if stored == repeats else ", and those of the edit"
     disk = size_in_words(plan["disk_bytes"])
     console.print(f"UNet samples: {plan['unet_samples']}{extra}; disk: at most {disk} of pictures")
 

@@ -74,14 +74,15 @@ def pictures(config: Mapping[str, Any]) -> dict[tuple[str, str], int]:
     Kind is `task`, `captions`, or `unstored` for those that are scored in memory only.
     """
     task = config["task"]
-    found = {("captions", ""): config["quality"]["n"]} if config["quality"]["n"] else {}
+    repeats = config["repeats"]
+    found = {("captions", ""): repeats * config["quality"]["n"]} if config["quality"]["n"] else {}
     if task["kind"] == "explicit":
         view = task["view"] or MODES[task["mode"]]
         kind = "task" if task["keep_pictures"] else "unstored"
-        return {**found, (kind, view): min(VIEWS[view], task["n"] or VIEWS[view])}
+        return {**found, (kind, view): repeats * min(VIEWS[view], task["n"] or VIEWS[view])}
     # A task that forgets the first so many of its classes has no list of concepts.
     forget = task.get("concepts") or task["classes"][: task.get("size")]
-    return {**found, **{("task", label): task["n"] for label in (*forget, *task.get("keep", ()))}}
+    return {**found, **{("task", label): repeats * task["n"] for label in (*forget, *task.get("keep", ()))}}
 
 
 def seconds(name: str, records: list[dict[str, Any]]) -> tuple[float, int]:

@@ -1,12 +1,14 @@
 """A multirun: every job leaves its outcome in its folder, and the end gathers them into one table.
 
-The outcomes go through files, so that launchers that run jobs in other processes (joblib, submitit) work the same.
+The outcomes go through files, so that launchers that run jobs in other processes (joblib, submitit, ray) work the same
+(docs/launchers.md).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from omegaconf import DictConfig
 log = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
+SCHEDULER_LOGS = ".submitit"
+ROOT = Path(__file__).resolve().parents[1]
 # Of this process's multirun: its folder (None in a single run), and one line a failed job once it has ended.
 folder: Path | None = None
 failures: list[str] = []
@@ -29,6 +33,16 @@ _made: list[Path] = []
 def is_multirun() -> bool:
     """True within a job of a multirun."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def group() -> str | None:
+    """The name of the multirun's folder, under which a logger can show its jobs together; None in a single run."""
+    return Path(HydraConfig.get().sweep.dir).name if is_multirun() else None
+
+
+def has_neighbours() -> bool:
+    """True within a job beside which others run: Hydra's own launcher runs one after the other."""
+    return is_multirun() and not HydraConfig.get().launcher._target_.endswith(".BasicLauncher")
 
 
 def keep_outcome(record: Path | None = None, error: str | None = None) -> None:
@@ -52,8 +66,10 @@ def reset() -> None:
 
 
 def forget_empty() -> None:
-    """Remove the folder of a multirun that left no record: bad input leaves nothing behind."""
-    if folder is None or not folder.is_dir() or any(outcome["record"] for outcome in _outcomes(folder)):
+    """Remove the folder of a multirun that left no record: bad input leaves nothing behind, but a scheduler's logs."""
+    if folder is None or not folder.is_dir() or (folder / SCHEDULER_LOGS).exists():
+        return
+    if any(outcome["record"] for outcome in _outcomes(folder)):
         return
     shutil.rmtree(folder)
     for parent in _made:
@@ -62,9 +78,13 @@ def forget_empty() -> None:
 
 
 def _outcomes(place: Path) -> list[dict[str, Any]]:
-    """What the jobs left, in the jobs' order."""
-    found = sorted(place.glob(f"*/{OUTCOME}"), key=lambda path: int(path.parent.name))
-    return [json.loads(path.read_text(encoding="utf-8")) for path in found]
+    """What the jobs left, in the jobs' order. A job whose process was killed left a folder and nothing in it."""
+    found = []
+    for job in sorted((path for path in place.glob("*") if path.name.isdigit()), key=lambda path: int(path.name)):
+        path = job / OUTCOME
+        killed = {"overrides": [f"job {job.name}"], "record": None, "error": "its process ended before it did"}
+        found.append(json.loads(path.read_text(encoding="utf-8")) if path.is_file() else killed)
+    return found
 
 
 class Gather(Callback):
@@ -74,6 +94,9 @@ class Gather(Callback):
         global folder
         folder = Path(config.hydra.sweep.dir).absolute()
         _made[:] = [parent for parent in folder.parents if not parent.exists()]
+        # Jobs in other processes import our rooms from wherever they were started.
+        paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
         # Hydra turns what a callback raises into a warning; a table that cannot be made must not look like success.
@@ -84,16 +107,27 @@ class Gather(Callback):
             log.error("the combined table could not be made: %s", error)
 
 
+def rescue() -> None:
+    """Print the table of what a multirun did before its launcher failed, such as by a killed process."""
+    if folder is not None and not failures and any(outcome["record"] for outcome in _outcomes(folder)):
+        gather(folder)
+
+
 def gather(place: Path) -> None:
     """Print the table of all finished jobs below `place`, then one line a failed job (also kept in `failures`)."""
     outcomes = _outcomes(place)
     records = [Path(outcome["record"]) for outcome in outcomes if outcome["record"]]
     if records:
+        from .compare import against_first
         from .tables import markdown, read_records
 
         table = markdown(read_records(records))
-        (place / "table.md").write_text(table, encoding="utf-8")
         print(f"\n{table}")
+        (place / "table.md").write_text(table, encoding="utf-8")
+        differences = "\n".join(against_first(records))
+        if differences:
+            print(differences)
+            (place / "table.md").write_text(f"{table}\n{differences}\n", encoding="utf-8")
     for outcome in outcomes:
         if outcome["error"]:
             failures.append(f"{' '.join(outcome['overrides'])}: {outcome['error']}")

@@ -33,7 +33,7 @@ KEPT = "results/records"
 # Keys of a configuration that say where and how a run was done, not what was computed.
 NOT_SETTINGS = {
     "store", "records", "device", "dry_run", "edit_only", "export", "replay", "debug", "logger", "allow_noop",
-    "batch_size", "speed",
+    "batch_size", "compile", "speed",
 }  # fmt: skip
 # What a method's or group's name already says.
 NAMES = ("_target_", "name", "words")
@@ -67,13 +67,21 @@ CAPTIONS = {
 }
 
 
-def tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
+def tables(records: Sequence[Mapping[str, Any]], sd: bool = False) -> list[Table]:
     """The tables of these records: scores, and general quality where it was measured.
 
     A record is left out of a table that has nothing of it. The unedited model's row comes first where the records share
     one.
+
+    Args:
+        sd: means over repeats with their standard deviation only, as papers print them; without intervals.
+
+    Raises:
+        ValueError: one column would hold FIDs of different n.
     """
     shown = values.headline_ids(records)
+    for i in shown:
+        _require_one_n(i, records)
     keys = differing([record for record in records if record["metrics"]])
     found = []
     for name, ids in values.groups(shown).items():
@@ -88,7 +96,7 @@ def tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
         if shared and not any(r["method"] == "none" for r in measured):
             lines.insert(0, ("unedited", [""] * len(keys), measured[0], unedited[0]))
         body = [
-            [who, *settings, _n(record, name, metrics), *(values.show(values.pick(metrics, i)) for i in ids)]
+            [who, *settings, _n(record, name, metrics), *(_value(values.pick(metrics, i), sd) for i in ids)]
             for who, settings, record, metrics in lines
         ]
         found.append(Table(CAPTIONS[name], header, body))
@@ -105,7 +113,7 @@ def notes(records: Sequence[Mapping[str, Any]], families: Iterable[str] | None =
     ids = [i for i in values.headline_ids(records) if families is None or values.family(i) in families]
     entries = [m for r in records for m in r["metrics"] if m["subject"] == "all"]
     lines = [*(f"Model {model}." for model in models), *(values.legend(i, ids, entries) for i in ids)]
-    return [*lines, *(values.remarks(ids) if ids else []), *left_out(records)]
+    return [*lines, *(values.remarks(ids, entries) if ids else []), *left_out(records)]
 
 
 def left_out(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -120,21 +128,22 @@ def _world(record: Mapping[str, Any]) -> str:
     return f"; world {record['world']}" if record.get("world") else ""
 
 
-def markdown(records: Sequence[Mapping[str, Any]]) -> str:
-    """The tables as Markdown with their notes."""
-    lines = [line for table in tables(records) for line in render.markdown(table)]
+def markdown(records: Sequence[Mapping[str, Any]], sd: bool = False) -> str:
+    """The tables as Markdown with their notes; `sd` as in `tables`."""
+    lines = [line for table in tables(records, sd) for line in render.markdown(table)]
     return "\n".join([*lines, *(f"{note}  " for note in notes(records))]).rstrip() + "\n"
 
 
-def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
+def as_csv(records: Sequence[Mapping[str, Any]], sd: bool = False) -> str:
     """All columns in one CSV: full metric ids as headers; value, low, high and n in columns of their own, as in the
-    records. The column n is the pictures a class that were asked for."""
+    records, and with `sd` the standard deviation over repeats. The column n is the pictures a class that were asked
+    for."""
     ids = values.headline_ids(records)
     scored = [record for record in records if record["metrics"]]
     keys = differing(scored)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    parts = {"": "value", ":low": "low", ":high": "high", ":n": "n"}
+    parts = {"": "value", ":low": "low", ":high": "high", ":n": "n"} | ({":sd": "sd"} if sd else {})
     writer.writerow(["method", "model", "task", *keys, "n", *(f"{i}{part}" for i in ids for part in parts)])
     for record in scored:
         settings = flat(record["config"])
@@ -147,15 +156,15 @@ def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
     return buffer.getvalue()
 
 
-def latex(records: Sequence[Mapping[str, Any]]) -> str:
-    """Each table as a LaTeX tabular; captions and notes are comments."""
-    lines = [line for table in tables(records) for line in render.latex(table)]
+def latex(records: Sequence[Mapping[str, Any]], sd: bool = False) -> str:
+    """Each table as a LaTeX tabular; captions and notes are comments. `sd` as in `tables`."""
+    lines = [line for table in tables(records, sd) for line in render.latex(table)]
     return "\n".join([*(f"% {note}" for note in notes(records)), *lines]) + "\n"
 
 
-def as_html(records: Sequence[Mapping[str, Any]]) -> str:
-    """The tables with their notes, without a page around them."""
-    lines = [line for table in tables(records) for line in render.as_html(table)]
+def as_html(records: Sequence[Mapping[str, Any]], sd: bool = False) -> str:
+    """The tables with their notes, without a page around them; `sd` as in `tables`."""
+    lines = [line for table in tables(records, sd) for line in render.as_html(table)]
     return "\n".join([*lines, *(f"<p>{html.escape(note)}</p>" for note in notes(records))]) + "\n"
 
 
@@ -163,15 +172,15 @@ FORMATS = {"md": markdown, "csv": as_csv, "latex": latex, "html": as_html}
 HEADINGS = {"md": "### {}\n\n", "csv": "", "latex": "% {}\n", "html": "<h2>{}</h2>\n"}
 
 
-def of_records(records: Sequence[Mapping[str, Any]], form: str) -> str:
+def of_records(records: Sequence[Mapping[str, Any]], form: str, sd: bool = False) -> str:
     """One table a task and unedited model (a world that was trained again is another model): rows of different ones
-    have nothing to compare."""
+    have nothing to compare. `sd` as in `tables`."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for record in records:
         key = (record["task"], record["model"], record["split"], record["fingerprints"]["base"])
         groups.setdefault(key, []).append(record)
     return "\n".join(
-        HEADINGS[form].format(f"{task}, model {model}") + FORMATS[form](group)
+        HEADINGS[form].format(f"{task}, model {model}") + FORMATS[form](group, sd)
         for (task, model, *_), group in groups.items()
     )
 
@@ -192,37 +201,44 @@ def compared(name: str, records: Sequence[Mapping[str, Any]]) -> paper_tables.Co
     return paper_tables.flagged(comparison, cells, published.findings())
 
 
-def of_experiment(name: str, records: Sequence[Mapping[str, Any]], form: str) -> str:
+def of_experiment(name: str, records: Sequence[Mapping[str, Any]], form: str, sd: bool = False) -> str:
     """The published table beside the measured one; below it, in tables of their own, records that do not reproduce it.
 
-    An experiment that is compared with no paper, or with a drawing, gives the plain tables of its records.
+    An experiment that is compared with no paper, or with a drawing, gives the plain tables of its records. Records of
+    other tasks count only where there are no others: a stand-in was run, such as the tiny world's for a task on classes
+    that it does not have.
 
     Raises:
         ValueError: such an experiment has no records yet.
     """
     experiment = catalogue.load(name)
+    task = experiment.config["task"]["name"]
+    own = [record for record in records if record["task"] == task]
     if experiment.paper is None or experiment.paper.x:
-        own = [record for record in records if record["task"] == experiment.config["task"]["name"]]
-        if not own:
+        if not records:
             raise ValueError(f"{name} has no records yet in {experiment.records}: run it, or say --records DIR")
-        return of_records(own, form)
-    comparison = compared(name, records)
+        return of_records(own or records, form, sd)
+    comparison = compared(name, own)
+    apart = comparison.apart if own or not records else [(f"made for another task than {task}", records)]
     parts = [paper_text.FORMATS[form](comparison)]
     if form != "csv":  # which has no place for a second table
-        for reason, group in comparison.apart:
+        for reason, group in apart:
             count = f"{len(group)} record{'s' if len(group) > 1 else ''}"
-            parts.append(f"{HEADINGS[form].format(f'Not compared: {count} {reason}')}{of_records(group, form)}")
+            parts.append(f"{HEADINGS[form].format(f'Not compared: {count} {reason}')}{of_records(group, form, sd)}")
     return "\n".join(parts)
 
 
 def records_of(name: str, places: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The records at these places; without any, those of the experiment's own folder and the kept ones."""
+    """The records at these places; without any, those of the experiment's own folder and the kept ones of its task."""
     experiment = catalogue.load(name)
+    task = experiment.config["task"]["name"]
     if not places:
         usual = [experiment.records, *([KEPT] if experiment.paper is not None else [])]
         places = [place for place in usual if any(Path(place).glob("*.json"))]
     # A record's name says what was run: one that was copied to the kept ones counts once.
-    return read_records({path.name: path for path in reversed(find(places))}.values())
+    paths = list({path.name: path for path in reversed(find(places))}.values())
+    found = zip(paths, read_records(paths), strict=True)
+    return [record for path, record in found if record["task"] == task or path.parent != Path(KEPT)]
 
 
 def write_all(folder: Path) -> list[Path]:
@@ -245,6 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("places", nargs="*", metavar="EXPERIMENT|DIR|FILE|PATTERN")
     parser.add_argument("--format", choices=FORMATS, default="md")
+    parser.add_argument("--sd", action="store_true", help="means over repeats with their standard deviation only")
     parser.add_argument("--records", nargs="+", metavar="DIR", default=[], help="an experiment's records, if elsewhere")
     parser.add_argument("--write", type=Path, metavar="DIR", help="write the tables of everything that has records")
     options = parser.parse_args(argv)
@@ -253,22 +270,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             written = write_all(options.write)
             print("\n".join(map(str, written)) or f"no records yet, in {KEPT} or of any experiment: no tables to write")
             return 0
-        print(_text(options.places, options.format, options.records), end="")
+        print(_text(options.places, options.format, options.records, options.sd), end="")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def _text(places: Sequence[str], form: str, elsewhere: Sequence[str]) -> str:
+def _text(places: Sequence[str], form: str, elsewhere: Sequence[str], sd: bool) -> str:
     if not places:
         raise ValueError("name an experiment or a folder with records, or say --write DIR")
     if len(places) == 1 and not Path(places[0]).exists() and places[0] in catalogue.names():
         records = records_of(places[0], elsewhere)
-        text = of_experiment(places[0], records, form)
+        text = of_experiment(places[0], records, form, sd)
     else:
         records = read_records(find(places))
-        text = of_records(records, form)
+        text = of_records(records, form, sd)
     if form == "csv":  # which has no place for remarks
         for line in left_out(records):
             print(line, file=sys.stderr)
@@ -289,15 +306,32 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _value(metric: Mapping[str, Any] | None, sd: bool) -> str:
+    return values.marked(metric, interval=not (sd and metric and "sd" in metric))
+
+
+def _require_one_n(metric_id: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """FID's bias depends on n, so n is a part of its ids; ids of other programs may lack it."""
+    if values.family(metric_id) not in values.DISTANCES:
+        return
+    entries = [values.pick(side, metric_id) for r in records for side in (r["metrics"], r.get("unedited", []))]
+    counts = sorted({entry["n"] // entry.get("repeats", 1) for entry in entries if entry})
+    if len(counts) > 1:
+        raise ValueError(
+            f"{metric_id} is over {' and '.join(map(str, counts))} pictures: distances of different n do not share a "
+            "column; make a table of the records of each n"
+        )
+
+
 def _a_class(record: Mapping[str, Any]) -> Any:
     return record["config"].get("task", {}).get("n")
 
 
 def _n(record: Mapping[str, Any], table: str, metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Pictures a class in the table of scores, else what the values rest on."""
+    """Pictures a class in the table of scores, else what the values of one repeat rest on."""
     if table == "scores":
         return _cell(_a_class(record))
-    return "/".join(map(str, sorted({metric["n"] for metric in metrics})))
+    return "/".join(map(str, sorted({metric["n"] // metric.get("repeats", 1) for metric in metrics})))
 
 
 def _picked(metrics: Sequence[Mapping[str, Any]], ids: Sequence[str]) -> list[Mapping[str, Any]]:

@@ -52,6 +52,10 @@ UNITS |= dict.fromkeys((*COSINES, "fid", "fid_vs_base"), Unit(decimals=2))
 UNITS |= dict.fromkeys(("nudenet_boxes", "marker_boxes"), Unit(decimals=0))
 # KID is customarily given times 1,000.
 UNITS |= dict.fromkeys(("kid", "kid_vs_base"), Unit(" x1000", 1000, 1))
+# Between sets of pictures; comparable at one n only.
+DISTANCES = ("fid", "fid_vs_base", "kid", "kid_vs_base")
+# Behind a value of an edited model that differs from the unedited one's.
+MARK = "*"
 ARROWS = {True: "higher is better", False: "lower is better", None: "no direction"}
 
 
@@ -116,20 +120,39 @@ def pick_family(metrics: Sequence[Mapping[str, Any]], name: str, subject: str = 
 
 
 def show(metric: Mapping[str, Any] | None, interval: bool = True) -> str:
-    """`12.0 [8.1, 16.7]` in the family's unit; empty for what was not measured, n/a for what could not be."""
+    """`12.0 [8.1, 16.7]` in the family's unit; empty for what was not measured, n/a for what could not be.
+
+    A mean over repeats has its standard deviation, `12.0 ± 2.1 [8.1, 16.7]`.
+    """
     if metric is None:
         return ""
     if metric["value"] is None:
         return "n/a"
     _, scale, digits = unit(metric["id"])
     text = f"{scale * metric['value']:.{digits}f}"
-    if interval and metric["low"] is not None and metric["high"] is not None:
-        text += f" [{scale * metric['low']:.{digits}f}, {scale * metric['high']:.{digits}f}]"
+    if "sd" in metric:
+        text += f" ± {scale * metric['sd']:.{digits}f}"
+    low, high = ends(metric)
+    if interval and low is not None and high is not None:
+        text += f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
     return text
 
 
+def ends(metric: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The interval's ends where they are worth showing: Student's factor of two repeats, 12.7, says nothing."""
+    return (None, None) if metric.get("repeats") == 2 else (metric["low"], metric["high"])
+
+
+def marked(metric: Mapping[str, Any] | None, interval: bool = True) -> str:
+    """As `show`, with MARK where the interval of the paired difference to the unedited model lies on one side of 0."""
+    text, difference = show(metric, interval), (metric or {}).get("difference")
+    if difference is None or difference["low"] is None or difference["low"] <= 0 <= difference["high"]:
+        return text
+    return f"{text} {MARK}"
+
+
 def legend(metric_id: str, ids: Iterable[str], metrics: Iterable[Mapping[str, Any]]) -> str:
-    """One line on a column: full id, n and direction.
+    """One line on a column: full id, n (of all repeats together) and direction.
 
     Args:
         ids: all ids that are shown, which decide the column's header.
@@ -142,9 +165,21 @@ def legend(metric_id: str, ids: Iterable[str], metrics: Iterable[Mapping[str, An
     return f"{title(metric_id, ids)}: {metric_id}, n = {n}, {ARROWS[entries[0]['higher_is_better']]}{reason}."
 
 
-def remarks(ids: Iterable[str]) -> list[str]:
-    """What a reader of these columns must know besides."""
+def remarks(ids: Iterable[str], metrics: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a reader of these columns must know besides.
+
+    Args:
+        metrics: the entries that are shown.
+    """
+    entries = [m for m in metrics if m["id"] in set(ids)]
     lines = ["Brackets: 95 % intervals."]
+    if any("repeats" in m for m in entries):
+        lines.append("±: standard deviation over repeats with other seeds of edit and noise; two repeats: no interval.")
+    if any(m.get("difference") for m in entries):
+        lines.append(
+            f"{MARK}: differs from the unedited model on the same prompts and noise (the 95 % interval of the paired "
+            "difference lies on one side of zero). FID, KID and FSR are not compared in this way."
+        )
     if any(family(i) in ("kid", "kid_vs_base") for i in ids):
         lines.append(
             "FID is too large by an amount that falls with n; KID is not, so it is the one to read where n is small, "

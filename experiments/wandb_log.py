@@ -1,6 +1,7 @@
 """A record as a Weights & Biases run (`logger=wandb`). This is the only module that imports wandb.
 
-The run's id follows from the record's identity, so a repeated run updates its own page instead of adding another.
+The run's id follows from the record's identity, so a repeated run updates its own page instead of adding another. The
+jobs of a multirun share a group.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from typing import Any
 
 from harness.record import Record
 
-from . import values
+from . import sweep, values
+
+# Column of the table of metrics -> part of a difference.
+DIFFERENCE = {"difference": "value", "difference_low": "low", "difference_high": "high"}
+CLASSES = ("class", "side", "metric", "unedited", "edited")
+COLUMNS = ("id", "subject", "value", "n", "low", "high", "higher_is_better", "sd", "repeats")
 
 
 def log_record(record: Record, grid: Path | None, settings: Mapping[str, Any], records: Path) -> None:
-    """Log configuration, scores, the table of all metrics, and the picture grid.
+    """Log configuration, scores, a table of all metrics and one of the classes, and the picture grid.
 
     Args:
         record: as it was written.
@@ -31,7 +37,7 @@ def log_record(record: Record, grid: Path | None, settings: Mapping[str, Any], r
     run = wandb.init(
         project=settings["project"],
         entity=settings["entity"],
-        group=settings["group"],
+        group=settings["group"] or sweep.group(),
         tags=[*settings["tags"], record.method, record.task, record.model],
         name=f"{record.method}-{record.task}-{record.model}",
         id=record.identity[:32],
@@ -41,12 +47,10 @@ def log_record(record: Record, grid: Path | None, settings: Mapping[str, Any], r
         notes=record.note,
     )
     try:
-        columns = ("id", "subject", "value", "n", "low", "high", "higher_is_better")
-        table = wandb.Table(columns=["model", *columns])
-        for who in ("unedited", "metrics"):
-            for metric in data[who]:
-                table.add_data("edited" if who == "metrics" else who, *(metric[name] for name in columns))
-        entries: dict[str, Any] = {"metrics": table}
+        entries: dict[str, Any] = {
+            "metrics": wandb.Table(columns=["model", *COLUMNS, *DIFFERENCE], data=all_metrics(data)),
+            "classes": wandb.Table(columns=list(CLASSES), data=by_class(data)),
+        }
         if grid is not None:
             entries["pictures"] = wandb.Image(str(grid), caption=record.note)
         run.log(entries)
@@ -56,11 +60,38 @@ def log_record(record: Record, grid: Path | None, settings: Mapping[str, Any], r
         run.finish()
 
 
+def all_metrics(data: Mapping[str, Any]) -> list[list[Any]]:
+    """Every value of either side, as in the record, with its difference to the unedited model in columns."""
+    rows = []
+    for who, name in (("unedited", "unedited"), ("metrics", "edited")):
+        for metric in data[who]:
+            difference = metric.get("difference") or {}
+            rows.append([name, *map(metric.get, COLUMNS), *map(difference.get, DIFFERENCE.values())])
+    return rows
+
+
+def by_class(data: Mapping[str, Any]) -> list[list[Any]]:
+    """Every class, artist or part, before and after the edit, in the unit in which tables show it."""
+    side = {concept["name"]: "forget" for concept in data["concepts"]} | dict.fromkeys(data["keep"], "keep")
+    rows = []
+    for metric in data["metrics"]:
+        id, subject = metric["id"], metric["subject"]
+        if subject != "all":
+            scale = values.unit(id).scale
+            pair = values.pick(data["unedited"], id, subject), metric
+            numbers = [None if not entry or entry["value"] is None else scale * entry["value"] for entry in pair]
+            rows.append([subject, side.get(subject, ""), id, *numbers])
+    return rows
+
+
 def scores(data: Mapping[str, Any]) -> dict[str, float]:
-    """`edited/ID` and `unedited/ID` -> value, in the record's units (fractions), of the aggregates."""
+    """`edited/ID` and `unedited/ID` -> value, in the record's units (fractions), of the aggregates; `.../sd` is the
+    standard deviation over repeats."""
     found = {}
     for who, name in (("metrics", "edited"), ("unedited", "unedited")):
         for metric in data[who]:
             if metric["subject"] == "all" and metric["value"] is not None and values.family(metric["id"]):
                 found[f"{name}/{metric['id']}"] = metric["value"]
+                if "sd" in metric:
+                    found[f"{name}/{metric['id']}/sd"] = metric["sd"]
     return found

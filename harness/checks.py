@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from .names import unknown
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """A finite int or float; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    most = sys.float_info.max  # an int may be beyond it
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -most <= value <= most
 
 
 def fraction(what: str, value: object, *, zero: bool = False) -> float:
@@ -53,7 +54,7 @@ def flag(what: str, value: object) -> bool:
 
 def one_of(what: str, value: object, options: Sequence[str]) -> str:
     """`value`, if it is one of the options."""
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise unknown(f"value of {what}:", value, options)
     return value
 

@@ -89,7 +89,8 @@ class Edit:
         for name, tensor in sorted(self.tensors.items()):
             digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
             tensor = tensor.detach().cpu().contiguous().flatten()
-            digest.update(np.packbits(tensor.numpy()) if self.kind == "mask" else tensor.view(torch.uint8).numpy())
+            content = np.packbits(tensor.numpy()) if self.kind == "mask" else tensor.view(torch.uint8).numpy()
+            digest.update(content.data)
         return digest.hexdigest()
 
     def check(self, model: DiffusionModel) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -139,6 +139,15 @@ class Cost:
             entry.unet_samples += spent.unet_samples
             entry.peak_memory_bytes = max(entry.peak_memory_bytes, spent.peak_memory_bytes)
             self._open = None
+
+    def add(self, others: Iterable[Mapping[str, StageCost]]) -> None:
+        """Count in what other processes of the run spent in the same stages: samples add up, the highest peak counts,
+        and the seconds stay this process's, which waited for the others."""
+        for stages in others:
+            for name, spent in stages.items():
+                entry = self.stages.setdefault(name, StageCost())
+                entry.unet_samples += spent.unet_samples
+                entry.peak_memory_bytes = max(entry.peak_memory_bytes, spent.peak_memory_bytes)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: device, totals, and the stages by name in the order they first ran."""

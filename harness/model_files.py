@@ -154,7 +154,7 @@ def original_layout(file: Path) -> tuple[str, str | None]:
     layout = next((layout for prefix, layout in ORIGINAL_LAYOUTS.items() if has(prefix)), None)
     if layout is None:
         lacking.append("text encoder of SD 1.x, SD 2.x or SDXL")
-    if lacking:
+    if lacking or layout is None:
         raise ModelNotFound(
             f"{file}: not a whole model in the original layout, it has no {', no '.join(lacking)}; a model is a "
             "diffusers folder or one file with all of its weights"

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
@@ -21,17 +20,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from .checks import is_number
 from .files import write_atomic
 from .store import canonical_json, content_key
 
-SCHEMA = 2
+SCHEMA = 3
+# Schema 2 has no `sd`, `repeats` and `difference`, and nothing else that is different.
+READABLE = (2, SCHEMA)
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Settings that say where and how a run happens, not what it measures; they do not enter a record's identity.
 NOT_IDENTITY = frozenset(
     {
         *("store", "records", "logger", "device", "batch_size", "speed", "dry_run", "export", "replay", "debug"),
-        *("progress", "hydra"),
+        *("compile", "progress", "hydra"),
     }
 )
 PACKAGES = (
@@ -39,6 +41,7 @@ PACKAGES = (
     *("pillow", "torchmetrics", "torch-fidelity", "open-clip-torch", "nudenet", "hydra-core", "omegaconf"),
 )
 _METRIC_FIELDS = ("id", "subject", "value", "n", "low", "high", "higher_is_better")
+_OPTIONAL_FIELDS = ("reason", "sd", "repeats", "difference")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -54,7 +57,8 @@ class Record:
         concepts: [{name, kind}] that were to be forgotten, in order.
         keep: names of the classes that must survive.
         metrics: [{id, subject, value, n, low, high, higher_is_better}]; a value that could not be computed is null
-            and has a `reason`.
+            and has a `reason`; those of repeated runs have `sd` and `repeats`, and those that can be compared with the
+            unedited model's picture by picture a `difference`, {value, low, high}.
         unedited: the same for the unedited model's pictures of the same prompts and seeds.
         stages: of a sequential schedule, after each stage: [{concepts, metrics}], the names of what was to be gone by
             then, and the metrics of the class pictures; empty otherwise.
@@ -151,6 +155,8 @@ def read(path: Path | str) -> Record:
         validate(data)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such record") from None
+    except RecursionError:
+        raise ValueError(f"{path}: it is nested too deeply for a record") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return Record(**data)
@@ -164,8 +170,9 @@ def validate(data: Any) -> None:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"a record is a JSON object, not a {type(data).__name__}")
-    if data.get("schema") != SCHEMA:
-        raise ValueError(f"schema {data.get('schema')!r} is not known; this checkout reads schema {SCHEMA}")
+    if data.get("schema") not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise ValueError(f"schema {data.get('schema')!r} is not known; this checkout reads schema {known}")
     for item in dataclasses.fields(Record):
         if item.name not in data:
             raise ValueError(f"the field {item.name!r} is missing")
@@ -189,6 +196,8 @@ def validate(data: Any) -> None:
     for index, stage in enumerate(data["stages"]):
         if not isinstance(stage, Mapping) or set(stage) != {"concepts", "metrics"}:
             raise ValueError(f"stages[{index}] is not an object of concepts and metrics")
+        if not isinstance(stage["concepts"], list) or not isinstance(stage["metrics"], list):
+            raise ValueError(f"stages[{index}]: concepts and metrics are lists")
     lists = {"metrics": data["metrics"], "unedited": data["unedited"]}
     lists |= {f"stages[{index}].metrics": stage["metrics"] for index, stage in enumerate(data["stages"])}
     for name, metrics in lists.items():
@@ -211,7 +220,7 @@ def _validate_metric(metric: Any, where: str, seen: set[tuple[str, str]]) -> Non
     if not isinstance(metric, Mapping):
         raise ValueError(f"{where} is a {type(metric).__name__}, not an object")
     missing = [name for name in _METRIC_FIELDS if name not in metric]
-    odd = sorted(set(metric) - {*_METRIC_FIELDS, "reason"})
+    odd = sorted(set(metric) - {*_METRIC_FIELDS, *_OPTIONAL_FIELDS})
     if missing or odd:
         raise ValueError(f"{where} {'lacks' if missing else 'has the unknown field'} {(missing or odd)[0]!r}")
     if not all(isinstance(metric[name], str) and metric[name] for name in ("id", "subject")):
@@ -219,19 +228,37 @@ def _validate_metric(metric: Any, where: str, seen: set[tuple[str, str]]) -> Non
     name = (metric["id"], metric["subject"])
     where = f"{where} ({name[0]} of {name[1]})"
     if name in seen:
-        raise ValueError(f"{where} is there twice")
+        raise ValueError(f"{where} is there twice; give one of the two metrics another id, or leave it out")
     seen.add(name)
     if isinstance(metric["n"], bool) or not isinstance(metric["n"], int) or metric["n"] < 0:
         raise ValueError(f"{where}: n is {metric['n']!r}, not a count")
     if not (metric["higher_is_better"] is None or isinstance(metric["higher_is_better"], bool)):
         raise ValueError(f"{where}: higher_is_better is {metric['higher_is_better']!r}, not true, false or null")
+    _validate_interval(metric, where, bool(metric.get("reason")))
+    if "difference" in metric:
+        difference = metric["difference"]
+        if not isinstance(difference, Mapping) or set(difference) != {"value", "low", "high"}:
+            raise ValueError(f"{where}: the difference is not an object of value, low and high")
+        _validate_interval(difference, f"{where}, difference")
+    if ("sd" in metric) != ("repeats" in metric):
+        raise ValueError(f"{where} has one of sd and repeats; they belong together")
+    if "repeats" in metric:
+        repeats, sd = metric["repeats"], metric["sd"]
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 2:
+            raise ValueError(f"{where}: repeats is {repeats!r}, not a count of at least 2")
+        if not is_number(sd) or sd < 0:
+            raise ValueError(f"{where}: sd is {sd!r}, not a standard deviation")
+
+
+def _validate_interval(found: Mapping[str, Any], where: str, may_lack: bool = False) -> None:
+    """A value, null where it may be, with the ends of its interval."""
     for part in ("value", "low", "high"):
-        number = metric[part]
-        if number is None and (part != "value" or metric.get("reason")):
+        number = found[part]
+        if number is None and (part != "value" or may_lack):
             continue
-        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+        if not is_number(number):
             raise ValueError(f"{where}: {part} is {number!r}; what cannot be computed is null with a reason")
-    low, high = metric["low"], metric["high"]
+    low, high = found["low"], found["high"]
     if low is not None and high is not None and low > high:
         raise ValueError(f"{where}: the interval's low end {low} is above its high end {high}")
 
@@ -309,9 +336,15 @@ def _cpu_model() -> str | None:
 
 
 def _plain(item: Any) -> Any:
-    if dataclasses.is_dataclass(item) and not isinstance(item, type):
-        return dataclasses.asdict(item)
-    return dict(item) if isinstance(item, Mapping) else item
+    """A dataclass as a dictionary, named tuples in it too; without the optional fields that a metric does not have."""
+    if not dataclasses.is_dataclass(item) or isinstance(item, type):
+        return dict(item) if isinstance(item, Mapping) else item
+    found = {field.name: getattr(item, field.name) for field in dataclasses.fields(item)}
+    return {
+        name: value._asdict() if hasattr(value, "_asdict") else value
+        for name, value in found.items()
+        if value is not None or name not in _OPTIONAL_FIELDS
+    }
 
 
 def _without_batch(value: Any) -> Any:

@@ -2,8 +2,9 @@
 
     r2_per_concept: ${while_default:r2,paper}                         a value that stands and falls with another one
     r2: "${by_kind:{object: 0.007, style: 0.02, explicit: 0.01}}"     a value for each kind of task
+    prompts: ${published:A,neutral}                                   a published list, or what a world has instead
 
-Both give way to whatever the command line, a preset or an experiment file says instead.
+All give way to whatever the command line, a preset or an experiment file says instead.
 """
 
 from __future__ import annotations
@@ -27,5 +28,10 @@ def while_default(key: str, value: Any, *, _parent_: Container) -> Any:
     return value if OmegaConf.is_interpolation(_parent_, key) else None
 
 
-for resolver in (by_kind, while_default):
+def published(value: Any, instead: Any, *, _root_: Container) -> Any:
+    """`value` on real models; `instead` in an embedded world, whose prompts are its own."""
+    return instead if OmegaConf.select(_root_, "suite.world") else value
+
+
+for resolver in (by_kind, while_default, published):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

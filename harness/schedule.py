@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,8 @@ def scheduled(
     if schedule == "merged":
         singles = [_single(method, model, concept, seed, stage, allow_noop) for concept in concepts]
         return [_described(merged(model, singles), schedule, concepts, singles)]
-    edits, singles = [], []
+    edits: list[Edit] = []
+    singles = []
     for number, concept in enumerate(concepts, start=1):
         with rebased(model, edits[-1]) if edits and edits[-1].kind != "none" else contextlib.nullcontext():
             singles.append(_single(method, model, concept, seed, stage, allow_noop))
@@ -100,7 +102,8 @@ def _single(method: Method, model: DiffusionModel, concept: Concept, seed: int, 
 
 def _described(edit: Edit, schedule: str, concepts: Sequence[Concept], singles: Sequence[Edit]) -> Edit:
     """The edit with information about all of its concepts instead of the last one's."""
-    info = {key: one.info[key] for one in singles for key in ("method", "version", "config") if key in one.info}
+    own = ("method", "version", "config")
+    info: dict[str, Any] = {key: one.info[key] for one in singles for key in own if key in one.info}
     info |= {
         "base": edit.base,
         "schedule": schedule,

@@ -130,7 +130,9 @@ def coco_rows(n: int, split: str) -> list[dict[str, str]]:
 def coco_captions(n: int, split: str) -> list[tuple[str, int]]:
     """Captions and seeds of `coco_rows`."""
     chosen = coco_rows(n, split)
-    apart = SOURCES["coco_30k"].rows - TUNING_CAPTIONS
+    listed = SOURCES["coco_30k"].rows
+    assert listed is not None
+    apart = listed - TUNING_CAPTIONS
     if split == "test" and n > apart:
         log.warning("quality.n=%d: beyond %d, test captions are tuning captions too", n, apart)
     return [(_one_line(row["prompt"]), int(row["evaluation_seed"])) for row in chosen]
@@ -283,6 +285,7 @@ def _misshapen(data: bytes, source: Source) -> str | None:
     """What is wrong with the rows and columns that a file of the right hash is read as; None if nothing is."""
     if source.rows is None:
         return None
+    found: list[str] | list[dict[str, str]]
     if not source.columns:
         found = _lines(data)
     else:

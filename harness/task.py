@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from . import sources
 from .names import unknown
 from .prompts import CLASS_TEMPLATES, KINDS, class_prompt
 from .screen import is_sexual, require_unscreened, screen_rows
-from .seeds import own_seed
+from .seeds import own_seed, repeat_seed
 from .store import content_key
 
 SPLITS = ("tuning", "test")
@@ -156,6 +156,11 @@ class PromptSet:
         """The first `n` rows, or all where there are fewer."""
         return self._subset(self.rows[:n])
 
+    def repeat(self, number: int) -> PromptSet:
+        """The same rows with other noise: those of a run's repeat `number`, from 0, which is the set itself."""
+        rows = (replace(row, seed=repeat_seed(row.seed, number)) for row in self.rows)
+        return replace(self, rows=tuple(rows)) if number else self
+
     def _subset(self, rows: Sequence[Row]) -> PromptSet:
         return PromptSet(self.name, tuple(rows), 0, self.sexual_context, self.source)
 
@@ -273,9 +278,9 @@ def class_task(
     if quality is not None:
         # In a task about explicit content the screen is strict for captions too.
         sets["quality"] = PromptSet.build("quality", quality.rows, kind == "explicit", quality.screened, quality.source)
-    concepts = tuple(Concept(item, kind) for item in forget)
+    targets = tuple(Concept(item, kind) for item in forget)
     labels = _accepted(accepted or {}, [*forget, *kept])
-    return Task(name, kind, split, concepts, tuple(kept), sets, tuple(metrics), labels)
+    return Task(name, kind, split, targets, tuple(kept), sets, tuple(metrics), labels)
 
 
 def nested_task(name: str, classes: Sequence[str], size: int, keep: Sequence[str], **settings: Any) -> Task:

@@ -239,8 +239,9 @@ def train(
             for step in range(start, steps):
                 value = _backward(accelerator, network, loss, settings, step, steps, seed, label)
                 for name, mask in frozen.items():
-                    if network.trained[name].grad is not None:
-                        network.trained[name].grad.masked_fill_(mask, 0)
+                    grad = network.trained[name].grad
+                    if grad is not None:
+                        grad.masked_fill_(mask, 0)
                 optimizer.step()
                 optimizer.zero_grad()
                 average = value if average is None else 0.95 * average + 0.05 * value
@@ -393,7 +394,7 @@ class _Checkpoint:
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch, self.path = scratch, scratch.folder / CHECKPOINT
-        self._saved, self._pause = time.monotonic(), CHECKPOINT_SECONDS
+        self._saved, self._pause = time.monotonic(), float(CHECKPOINT_SECONDS)
 
     def due(self) -> bool:
         """Whether the last one is old enough for writing to take a small share of the time only."""
@@ -402,7 +403,7 @@ class _Checkpoint:
     def save(self, step: int, network: Network, optimizer: torch.optim.Optimizer) -> None:
         """Keep the state after `step` steps."""
         begun = time.monotonic()
-        tensors = {f"weight/{name}": parameter for name, parameter in network.trained.items()}
+        tensors: dict[str, Tensor] = {f"weight/{name}": parameter for name, parameter in network.trained.items()}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"adam/{index}/{key}": value for key, value in state.items()}
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
@@ -463,7 +464,7 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f" {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -98,14 +98,14 @@ def drawn_pictures(
         name: of what they show; it is part of the seeds.
         size: (width, height) in pixels.
     """
-    rows = [[prompts[i % len(prompts)], _seed(seed, name, i)] for i in range(count)]
+    rows = [(prompts[i % len(prompts)], _seed(seed, name, i)) for i in range(count)]
 
     def chunks() -> Iterator[Tensor]:
         with tqdm(total=count, desc=f"pictures of {name}", unit="img", leave=False, disable=None) as bar:
             for start in range(0, count, CHUNK):
                 part = rows[start : start + CHUNK]
 
-                def make(part: list[list[str | int]] = part) -> dict[str, Tensor]:
+                def make(part: list[tuple[str, int]] = part) -> dict[str, Tensor]:
                     text = model.encode([prompt for prompt, _ in part])
                     noise = model.latents([seed for _, seed in part], *size)
                     return {"pictures": model.decode(model.denoise(text, noise, sampler, sampler.guidance, size=size))}

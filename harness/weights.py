@@ -207,7 +207,7 @@ def _hub_snapshot(repo: str, revision: str | None, download: bool) -> Path:
         usable = folder is not None and bool(component_files(folder))
     except (ModelNotFound, UnsafeWeightsError):
         usable = False  # only a part of it, or the pickles: one try online
-    if not usable:
+    if folder is None or not usable:
         folder = _downloaded(repo, revision, download)
         component_files(folder)
     _require_published(repo, revision, folder)

@@ -51,7 +51,13 @@ def test_own_method_and_own_task_run_end_to_end(mine):
     assert counted["all"] == 6
 
 
-def test_own_parameters_are_checked_by_the_method(mine):
-    done = run(mine, "method=project_out", "method.s=3", "dry_run=true")
-    assert done.returncode == 2 and "method.s is 3" in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+def test_own_parameters_are_checked_by_the_method(mine, monkeypatch, capsys):
+    import run as entry
+
+    monkeypatch.chdir(mine)
+    monkeypatch.syspath_prepend(mine)
+    monkeypatch.setattr(sys, "argv", sys.argv[:1])  # run.main sets it; put back afterwards
+    code = entry.main(["--config-dir", str(mine / "conf"), "method=project_out", "method.s=3", "dry_run=true"])
+    out, err = capsys.readouterr()
+    assert code == 2 and "method.s is 3" in err + out
+    assert "Traceback" not in err

@@ -171,7 +171,11 @@ def test_a_multirun_goes_on_after_a_failure_and_ends_with_one_table(call):
     assert table[0].startswith("| method | alpha | n |")
     # Scores, then general quality, which here is a comparison with the unedited model only.
     assert [line.split("|")[1].strip() for line in table[2:5]] == ["unedited", "fia", "fia"]
-    assert [line.split("|")[1].strip() for line in table[5:]] == ["method", "---", "fia", "fia"]
+    assert [line.split("|")[1].strip() for line in table[5:9]] == ["method", "---", "fia", "fia"]
+    # The second edit minus the first one, from the rows in the store.
+    assert "Minus fia 0.8, on the same prompts and noise" in out
+    assert [line.split("|")[1].strip() for line in table[9:]] == ["method", "---", "fia"]
+    assert table[9].startswith("| method | alpha | forget % | preserve % | overall % |")
     second = json.loads(Path(records[-1]).read_text())
     assert second["cost"]["stages"]["edit"]["unet_samples"] == 0  # saliency is shared between the jobs
     assert files(call.work) == ["runs", "store"]

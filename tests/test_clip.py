@@ -64,6 +64,7 @@ def test_difference_is_paired_by_row_id() -> None:
     assert [value.id for value in values] == ["clip/compass/x100", "clip_difference/compass/x100"]
     expected = paired_difference(after["score"], before["score"], after["prompt"])
     assert (values[1].value, values[1].low, values[1].high) == expected
+    assert metric.differences(after, before.iloc[::-1], TASK) == {("clip/compass/x100", "all"): expected}
     assert values[1].value == pytest.approx(float((after["score"] - before["score"]).mean()))
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from eval.classify import Classify
-from eval.compare import Cells, compare_shares, overall_difference, share_difference
+from eval.classify import Agreement, Classify
+from eval.compare import Cells, overall_difference, picture_share_difference, share_difference
 from eval.stats import overall
 from harness.task import Concept, Task
 
@@ -117,20 +117,35 @@ def judged(tench: str, church: str, ball: str) -> pd.DataFrame:
 
 def test_two_tables_of_rows_are_compared_row_by_row() -> None:
     ours, theirs = judged("0010", "1111", "1101"), judged("1110", "1011", "1111")
-    values = {(one.id, one.subject): one for one in compare_shares(METRIC, ours, theirs.iloc[::-1], TASK)}
-    assert {key: (round(one.value, 6), one.n, one.higher_is_better) for key, one in values.items()} == {
-        ("forget_difference/judge", "tench"): (-0.5, 4, False),
-        ("forget_difference/judge", "all"): (-0.5, 4, False),
-        ("preserve_difference/judge", "church"): (0.25, 4, True),
-        ("preserve_difference/judge", "golf ball"): (-0.25, 4, True),
-        ("preserve_difference/judge", "all"): (0.0, 8, True),
-        ("overall_difference/judge", "all"): (round(overall(0.875, 0.25) - overall(0.875, 0.75), 6), 12, True),
+    found = METRIC.differences(ours, theirs.iloc[::-1], TASK)
+    assert {key: round(one.value, 6) for key, one in found.items()} == {
+        ("forget_accuracy/judge", "tench"): -0.5,
+        ("forget_accuracy/judge", "all"): -0.5,
+        ("preserve_accuracy/judge", "church"): 0.25,
+        ("preserve_accuracy/judge", "golf ball"): -0.25,
+        ("preserve_accuracy/judge", "all"): 0.0,
+        ("overall_score/judge", "all"): round(overall(0.875, 0.25) - overall(0.875, 0.75), 6),
     }
-    church = share_difference([Cells(3.0, 1.0, 0.0, 0.0)])
-    assert values["preserve_difference/judge", "church"].low == church.low
+    assert found["preserve_accuracy/judge", "church"] == share_difference([Cells(3.0, 1.0, 0.0, 0.0)])
+    # They are differences of the metric's own values.
+    sides = [{(v.id, v.subject): v.value for v in METRIC.summarise(rows, TASK)} for rows in (ours, theirs)]
+    assert {key: one.value for key, one in found.items()} == pytest.approx(
+        {k: sides[0][k] - sides[1][k] for k in found}
+    )
     only = Task("test", "object", "test", (Concept("tench", "object"),))
-    found = compare_shares(METRIC, ours.iloc[:4], theirs.iloc[:4], only)
-    assert [(one.id, one.subject) for one in found] == [("forget_difference/judge", name) for name in ("tench", "all")]
+    found = METRIC.differences(ours.iloc[:4], theirs.iloc[:4], only)
+    assert list(found) == [("forget_accuracy/judge", name) for name in ("tench", "all")]
+
+
+def test_agreement_of_judges_is_compared_too() -> None:
+    judge = METRIC.judge
+    metric = Agreement(judge, SimpleNamespace(id="second", fingerprint="", labels=judge.labels))
+    one, other = (
+        pd.DataFrame({"correct": correct, "draw": list("abcd")}, index=list("abcd"))
+        for correct in ([1, 1, 0, 1], [1, 0, 0, 0])
+    )
+    found = metric.differences(one, other.iloc[::-1], TASK)
+    assert found == {("judge_agreement/judge+second", "all"): share_difference([Cells(1, 2, 0, 1)])}
 
 
 def test_a_picture_that_is_drawn_twice_counts_once() -> None:
@@ -138,8 +153,18 @@ def test_a_picture_that_is_drawn_twice_counts_once() -> None:
     twice = [rows.iloc[[0, 0, 1, 1, 2, 2, 3, 3, 4, 5]] for rows in once]
     for rows in twice:
         rows.index = [f"row {i}" for i in range(10)]
-    lows = [[one.low for one in compare_shares(METRIC, *rows, TASK)] for rows in (once, twice)]
+    lows = [[one.low for one in METRIC.differences(*rows, TASK).values()] for rows in (once, twice)]
     assert lows[1] == pytest.approx(lows[0])
+
+
+def test_pictures_of_one_prompt_are_compared_together() -> None:
+    hit, other = np.array([1, 1, 0, 1, 0, 0]), np.array([1, 0, 0, 0, 0, 0])
+    assert picture_share_difference(hit, other, list("abcdef")) == share_difference([Cells(1, 2, 0, 3)])
+    paired = picture_share_difference(hit, other, list("aabbcc"))
+    assert paired.value == pytest.approx(1 / 3) and paired.low == 0 and paired.high == 0.5
+    # Where no picture differs, agreement on three prompts is not certainty.
+    same = picture_share_difference(hit, hit, list("aabbcc"))
+    assert same == share_difference([Cells(1.5, 0, 0, 1.5)]) and same.low < 0 < same.high
 
 
 @pytest.mark.parametrize(
@@ -154,4 +179,4 @@ def test_a_picture_that_is_drawn_twice_counts_once() -> None:
 def test_rows_that_are_not_pairs_are_refused(change, words: str) -> None:
     rows = judged("1", "1", "0")
     with pytest.raises(ValueError, match=words):
-        compare_shares(METRIC, rows, change(rows), TASK)
+        METRIC.differences(rows, change(rows), TASK)

@@ -9,7 +9,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from eval import fid as module
-from eval.fid import Fid, fid, frechet, kid, moments
+from eval.fid import Fid, factors, fid, frechet, frechet_of_factors, kid, moments
 from eval.inception import Inception
 from harness.generate import ImageSet
 from harness.task import PromptSet, Row, Task
@@ -70,6 +70,18 @@ def test_counts_are_copies() -> None:
         np.testing.assert_allclose(ours, expected, atol=1e-12)
     with pytest.raises(ValueError, match="at least 2 pictures"):
         moments(x[:1])
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(12, 12, 40), (12, 9, 40), (50, 30, 8)])
+def test_the_distance_from_factors_is_that_from_covariances(n: int, m: int, d: int) -> None:
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=(n, d)) @ rng.normal(size=(d, d)), rng.normal(size=(m, d)) + 0.3
+    counts = rng.multinomial(n, np.full(n, 1 / n))
+    for c in (None, counts):
+        # Singular covariances: the root of an eigenvalue that is zero but for rounding adds up to 1e-8 of the largest.
+        expected = frechet(moments(x, c), moments(y))
+        assert frechet_of_factors(factors(x, c), factors(y)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_of_factors(factors(x), factors(x)) == pytest.approx(0, abs=1e-9 * moments(x)[1].trace())
 
 
 def test_kid_is_unbiased_and_its_interval_covers() -> None:

@@ -182,6 +182,23 @@ def test_thresholds_and_label_sets_are_applied_to_stored_rows(tmp_path: Path):
     assert values(metric(thresholds=(0.25,)), rows)["nudenet_boxes/stub@0.25/boxes-8", "all"].value == 4
 
 
+def test_differences_are_those_of_the_values_picture_by_picture():
+    one, other = metric(*FOUND), metric(*FOUND[::-1][:2], *[[]] * 2)
+    rows, there = one.rows(image_set(4)), other.rows(image_set(4))
+    found = one.differences(rows, there.iloc[::-1], None)
+    here, away = values(one, rows), values(one, there)
+    assert found.keys() == here.keys()
+    for key, change in found.items():
+        assert change.value == pytest.approx(here[key].value - away[key].value), key
+        assert change.low <= change.value <= change.high
+    # Where no picture differs, nobody knows that none ever would.
+    for key, change in one.differences(rows, rows, None).items():
+        ends = (-3.69, 3.69) if "boxes" in key[0] else (change.low, -change.low)
+        assert change.value == 0 and change.low < 0 and (change.low, change.high) == pytest.approx(ends, abs=0.01), key
+    with pytest.raises(ValueError, match="another prompt in the two tables"):
+        one.differences(rows, rows.assign(prompt="other"), None)
+
+
 def test_a_lower_threshold_never_counts_less():
     rng = np.random.default_rng(0)
     found = [

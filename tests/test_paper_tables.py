@@ -319,6 +319,27 @@ def test_a_published_std_is_shown_and_seeds_get_a_mean_without_a_verdict():
     assert not any("mean of" in row[2] for row in rows(alone))
 
 
+@pytest.mark.parametrize(("repeats", "verdict"), [(3, " [0.0, 2.0] in"), (2, "")])
+def test_a_repeated_run_has_its_deviation_and_from_three_repeats_on_a_verdict(repeats: int, verdict: str):
+    def over_repeats(metrics: list[dict]) -> list[dict]:
+        return [{**metric, "sd": 0.002, "repeats": repeats} for metric in metrics]
+
+    own = record(over_repeats(measured(0.01, 0.0, 29.5)), unedited=over_repeats(measured(0.9, 0.8, 31.4)))
+    own["config"]["repeats"] = repeats
+    comparison = compare([own], printed(std="0.3"))
+    assert [row[:3] for row in rows(comparison)[:2]] == [
+        ["SD v1.5", "unedited", f"repeats {repeats}"], ["FIA", "fia", f"repeats {repeats}"],
+    ]  # fmt: skip
+    assert rows(comparison)[1][4] == f"1.0 ± 0.3 / 1.0 ± 0.2{verdict}"
+    # It is one run among others where a number depends on all of them.
+    section = paper(metrics={
+        "avg_forget_acc": {"id": RESNET, "scale": 100}, "clip_coco": {"id": CLIP}, "uq": {"id": "pool:uq"},
+    })  # fmt: skip
+    names = (("avg_forget_acc", "all"), ("clip_coco", "coco"), ("uq", "all"))
+    cells = [Cell("FIA", *name, text) for name, text in zip(names, ("0.8", "29.56", "60.00"))]
+    assert all(row[-1] != "60.00 / -" for row in rows(compare([own], cells, section)) if row[0] == "FIA")
+
+
 def test_uq_is_of_the_rows_that_were_measured():
     section = paper(metrics={
         "avg_forget_acc": {"id": RESNET, "scale": 100}, "clip_coco": {"id": CLIP}, "uq": {"id": "pool:uq"},

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -24,6 +25,12 @@ METRIC = {
 }
 
 
+class Interval(NamedTuple):
+    value: float
+    low: float | None
+    high: float | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Value:
     id: str = "clip/y"
@@ -33,6 +40,9 @@ class Value:
     low: float | None = None
     high: float | None = None
     higher_is_better: bool | None = True
+    sd: float | None = None
+    repeats: int | None = None
+    difference: Interval | None = None
 
 
 def _record(**changes) -> Record:
@@ -59,8 +69,9 @@ def _record(**changes) -> Record:
 def test_round_trip(tmp_path):
     path = _record().write(tmp_path / "deep")
     again = read(path)
-    assert again.unedited == [dataclasses.asdict(Value(value=31.5))]
-    assert again.metrics[1] == dataclasses.asdict(Value()) and again.metrics[0] == METRIC
+    given = {"id": "clip/y", "subject": "all", "n": 5, "low": None, "high": None, "higher_is_better": True}
+    assert again.unedited == [{**given, "value": 31.5}]
+    assert again.metrics == [METRIC, {**given, "value": 31.4}]
     assert again.value("forget_accuracy/x") == 0.1 and again.created.endswith("+00:00")
     assert dataclasses.replace(again, created="").as_dict() == _record().as_dict()
     assert again.identity == _record().identity
@@ -123,6 +134,12 @@ def test_file_names_are_plain(tmp_path):
         ({"metrics": [{**METRIC, "std": 1.0}]}, "unknown field 'std'"),
         ({"metrics": [{k: v for k, v in METRIC.items() if k != "n"}]}, "lacks 'n'"),
         ({"metrics": [METRIC, METRIC]}, "is there twice"),
+        ({"metrics": [{**METRIC, "sd": 0.1}]}, "one of sd and repeats"),
+        ({"metrics": [{**METRIC, "sd": 0.1, "repeats": 1}]}, "repeats is 1, not a count of at least 2"),
+        ({"metrics": [{**METRIC, "sd": -0.1, "repeats": 3}]}, "sd is -0.1"),
+        ({"metrics": [{**METRIC, "difference": {"value": 1.0}}]}, "not an object of value, low and high"),
+        ({"metrics": [{**METRIC, "difference": {"value": None, "low": 0, "high": 1}}]}, "difference: value is None"),
+        ({"metrics": [{**METRIC, "difference": {"value": 1, "low": 2, "high": 1}}]}, "low end 2 is above"),
         ({"metrics": [5]}, "is a int"),
         ({"unedited": [METRIC, METRIC]}, r"unedited\[1\].* is there twice"),
     ],
@@ -138,11 +155,27 @@ def test_what_cannot_be_computed_is_null_with_a_reason(tmp_path):
     assert read(_record(metrics=[metric]).write(tmp_path)).value("forget_accuracy/x") is None
 
 
+def test_a_record_of_the_layout_before_can_be_read(tmp_path):
+    path = _record().write(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
+    assert read(path).schema == 2 and read(path).identity == _record().identity
+    assert read(read(path).write(tmp_path)).metrics == read(path).metrics
+
+
+def test_what_only_some_metrics_have_is_left_out_elsewhere(tmp_path):
+    away = Interval(-0.5, -0.7, None)
+    metrics = [Value(sd=0.1, repeats=3, difference=away), Value(id="fid/z")]
+    first, second = read(_record(metrics=metrics).write(tmp_path)).metrics
+    assert (first["sd"], first["repeats"]) == (0.1, 3)
+    assert first["difference"] == {"value": -0.5, "low": -0.7, "high": None}
+    assert not {"sd", "repeats", "difference", "reason"} & set(second)
+
+
 def test_reading_refuses_other_layouts(tmp_path):
     path = _record().write(tmp_path)
     data = json.loads(path.read_text())
     for changed, message in (
-        ({**data, "schema": 3}, "schema 3 is not known"),
+        ({**data, "schema": 4}, "schema 4 is not known; this checkout reads schema 2 and 3"),
         ({k: v for k, v in data.items() if k != "cost"}, "'cost' is missing"),
         ({**data, "wandb": 1}, "'wandb' is not part of schema"),
         ([], "not a list"),
@@ -204,5 +237,14 @@ def test_documentation_names_every_field():
     text = (REPOSITORY / "docs" / "record.md").read_text()
     for item in dataclasses.fields(Record):
         assert f"`{item.name}`" in text, item.name
-    for name in (*METRIC, "reason", *records.NOT_IDENTITY, *environment(), *environment()["hardware"]):
+    for name in (
+        *METRIC,
+        "reason",
+        "sd",
+        "repeats",
+        "difference",
+        *records.NOT_IDENTITY,
+        *environment(),
+        *environment()["hardware"],
+    ):
         assert f"`{name}`" in text, name

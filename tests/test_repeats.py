@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from eval.repeats import over_repeats, repeated_macro_mean, repeated_mean, repeated_overall
-from eval.stats import macro_mean, mean_interval, overall, overall_score
+from eval.compare import Cells, share_difference
+from eval.repeats import (
+    CLASS_SHARE,
+    MEAN,
+    PROMPT_SHARE,
+    TOTAL,
+    Spread,
+    over_repeats,
+    pooled_rows,
+    repeated_values,
+)
+from eval.stats import Interval, macro_mean, macro_share_interval, mean_interval, overall, overall_score
+from eval.values import Value
 
 # Spread of a picture's score: over prompts, from edit to edit, and from noise to noise.
 SPREADS = {"prompts": (3.0, 0.3, 1.0), "edits": (0.3, 1.0, 1.0), "noise": (0.3, 0.0, 3.0)}
@@ -18,6 +30,27 @@ def scores(rng: np.random.Generator, spread: tuple[float, float, float], repeats
     prompt, edit, noise = spread
     fixed = rng.normal(0, prompt, prompts) + rng.normal(0, edit, (repeats, 1))
     return 30 + fixed + rng.normal(0, noise, (repeats, prompts))
+
+
+def repeated_mean(x: np.ndarray, groups: np.ndarray | None = None) -> Spread:
+    """Of scores [repeats, n], row i of every repeat for the same prompt, as the pipeline does it."""
+    groups = np.arange(x.shape[1]) if groups is None else groups
+    return MEAN.spread(x.mean(1), mean_interval(x.ravel(), np.tile(groups, len(x))))
+
+
+def pooled(counts: list) -> list[tuple[int, int]]:
+    """(k, n) of each class over all repeats."""
+    return [(sum(k for k, _ in one), sum(n for _, n in one)) for one in zip(*counts)]
+
+
+def repeated_macro_mean(counts: list) -> Spread:
+    return CLASS_SHARE.spread([macro_mean(one).value for one in counts], macro_mean(pooled(counts)))
+
+
+def repeated_overall(preserve: list, forget: list) -> Spread:
+    whole = overall_score(*(macro_mean(pooled(side)) for side in (preserve, forget)))
+    scores = [overall(macro_mean(kept).value, macro_mean(gone).value) for kept, gone in zip(preserve, forget)]
+    return CLASS_SHARE.spread(scores, whole)
 
 
 def test_over_repeats_is_students_interval() -> None:
@@ -67,9 +100,7 @@ def test_prompts_and_repeats_both_widen_a_mean() -> None:
     # Copies of a prompt tell nothing new.
     copied = repeated_mean(np.repeat(x, 5, axis=1), np.repeat(np.arange(15), 5))
     assert copied.high - copied.low == pytest.approx(found.high - found.low, rel=0.05)
-    assert repeated_mean(x, ["one prompt"] * 15) == outer
-    with pytest.raises(ValueError, match=r"the same rows, got \[2, 3\]"):
-        repeated_mean([[1.0, 2.0], [1.0, 2.0, 3.0]])
+    assert repeated_mean(x, np.zeros(15)) == outer
 
 
 def shares(rng: np.random.Generator, truth: list[float], edit: float, shape: tuple[int, ...]) -> np.ndarray:
@@ -121,10 +152,70 @@ def test_repeats_that_agree_keep_the_interval_of_all_their_pictures() -> None:
     assert (score.value, score.low, score.high) == pytest.approx((1, pooled.low, 1))
 
 
-def test_repeats_of_different_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"the same classes, got \[1, 2\]"):
-        repeated_macro_mean([[(1, 2)], [(1, 2), (1, 2)]])
-    with pytest.raises(ValueError, match="2 repeats of the kept classes but 1"):
-        repeated_overall([[(1, 2)], [(1, 2)]], [[(1, 2)]])
-    with pytest.raises(ValueError, match="at least 2"):
-        repeated_macro_mean([[(1, 2)]])
+@pytest.mark.parametrize("spread", [0.0, 0.15], ids=["edits alike", "edits differ"])
+def test_shares_over_prompts_cover_the_truth(spread: float) -> None:
+    """Success rates of 30 prompts with two pictures each; chances differ from prompt to prompt and edit to edit."""
+    rng = np.random.default_rng(3)
+    prompts, hits = np.repeat(np.arange(30), 2), 0
+    for _ in range(200):
+        chances = rng.beta(4, 1, 30) + rng.normal(0, spread, (3, 1))
+        right = rng.random((3, 60)) < np.repeat(np.clip(chances, 0, 1), 2, axis=1)
+        found = PROMPT_SHARE.spread(right.mean(1), macro_share_interval([(right.ravel(), np.tile(prompts, 3))]))
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        truth = np.mean(np.clip(rng.beta(4, 1, 4_000) + rng.normal(0, spread, 4_000), 0, 1))
+        hits += found.low <= truth <= found.high
+    assert hits / 200 >= 0.91
+
+
+@pytest.mark.parametrize("edit", [0.0, 0.7])
+def test_differences_of_shares_cover_the_truth(edit: float) -> None:
+    """An edited model against the unedited one, on the same noise; only the edited one varies from edit to edit."""
+    rng = np.random.default_rng(4)
+    odds, before, hits = np.log([0.4 / 0.6, 0.3 / 0.7]), np.array([0.95, 0.9]), 0
+    truth = (1 / (1 + np.exp(-odds - rng.normal(0, edit, (20_000, 1))))).mean() - before.mean()
+    for _ in range(200):
+        after = 1 / (1 + np.exp(-odds - rng.normal(0, edit, (3, 1))))
+        luck = rng.random((3, 2, 20))
+        first, second = luck < after[..., None], luck < before[:, None]
+        parts = (first & second, first & ~second, ~first & second, ~first & ~second)
+        cells = np.stack([part.sum(-1) for part in parts], -1)
+        runs = [share_difference([Cells(*one) for one in classes]).value for classes in cells]
+        found = CLASS_SHARE.difference(runs, share_difference([Cells(*one) for one in cells.sum(0)]))
+        assert -1 <= found.low <= found.value <= found.high <= 1
+        hits += found.low <= truth <= found.high
+    assert hits / 200 >= 0.91
+
+
+def test_a_total_is_that_of_one_run() -> None:
+    """All repeats' pictures have three times as many boxes, and so have the ends of their interval."""
+    outer, found = over_repeats([10, 12, 14]), TOTAL.spread([10, 12, 14], Interval(36, 24, 60))
+    below, above = np.hypot(outer.value - outer.low, 4), np.hypot(outer.high - outer.value, 8)
+    assert found == pytest.approx((12, 12 - below, 12 + above, 2))
+    assert TOTAL.spread([0, 0, 1], Interval(1, 0, 3)).low == 0
+    assert TOTAL.difference([-4, 0, -2], Interval(-6, None, None)).low < -4
+
+
+def value(number: float, n: int = 10, id: str = "clip/x", difference: Interval | None = None) -> Value:
+    return Value(id, "all", number, n, number - 1, number + 1, True, difference=difference)
+
+
+def test_the_values_of_a_metric_over_repeats() -> None:
+    away = [Interval(-1.0, -2.0, 0.0), Interval(-3.0, -4.0, -2.0)]
+    runs = [
+        [value(30, difference=away[0]), value(5, id="fid/y")],
+        [value(32, difference=away[1]), value(6, id="fid/y")],
+    ]
+    whole = [value(31, n=20, difference=Interval(-2.0, -2.5, -1.5))]
+    mean, single = repeated_values({"clip": MEAN}, runs, whole)
+    wanted = MEAN.spread([30, 32], Interval(31, 30, 32))
+    assert (mean.value, mean.low, mean.high, mean.sd, mean.repeats, mean.n) == (*wanted, 2, 20)
+    assert mean.difference == MEAN.difference([-1, -3], whole[0].difference)
+    # A single number a repeat: the prompts' interval is not used.
+    assert (single.value, single.low, single.high, single.sd) == over_repeats([5, 6]) and single.difference is None
+    with pytest.raises(ValueError, match="repeat 1 has no value of fid/y for all"):
+        repeated_values({}, [runs[0], runs[1][:1]], [])
+
+
+def test_rows_of_repeats_keep_apart() -> None:
+    table = pd.DataFrame({"score": [1.0, 2.0]}, index=["a", "b"])
+    assert [*pooled_rows([table, table + 1]).index] == ["0/a", "0/b", "1/a", "1/b"]

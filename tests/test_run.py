@@ -134,9 +134,10 @@ def test_masks_that_are_found_bring_the_cost_of_their_saliency(first: tuple[Any,
 def test_what_decides_speed_only_finds_the_edit_and_replaces_the_record(first: tuple[Any, Path], toy: Any):
     record, path = benchmark(toy(*SMALL_FIA, "method.group=1", "method.chunk=3"))
     assert path == first[1] and record.counts["edit_reused"] == 1
-    assert read(path).config["speed"] == {"group": 1, "chunk": 3} and "chunk" not in read(path).config["method"]
+    assert read(path).config["speed"] == {"group": 1, "chunk": 3, "r1_grid": None}
+    assert "chunk" not in read(path).config["method"]
     parts = setup(toy(*SMALL_FIA, "method.chunk=3"))
-    assert (parts.method.group, parts.method.chunk) == (5, 3)
+    assert (parts.method.group, parts.method.chunk) == (None, 3)
 
 
 def test_the_unedited_model_as_a_method(first: tuple[Any, Path], toy: Any):
@@ -155,9 +156,9 @@ def test_pictures_do_not_depend_on_the_batch_size(first: tuple[Any, Path], toy: 
 
 def test_dry_run_counts_what_is_missing(first: tuple[Any, Path], toy: Any):
     done = plan(toy(*SMALL_FIA))
-    assert done["edit_stored"] and done["unet_samples"] == 0 and all(item["make"] == 0 for item in done["sets"])
+    assert done["edits_stored"] == 1 and done["unet_samples"] == 0 and all(item["make"] == 0 for item in done["sets"])
     new = plan(toy(*SMALL_FIA, "method.alpha=0.9", "method.r2=0.25", "task.n=3"))
-    assert not new["edit_stored"]
+    assert new["edits_stored"] == 0 and new["repeats"] == 1
     made = {(item["name"], item["edited"]): item["make"] for item in new["sets"]}
     assert made == {("classes", False): 3, ("classes", True): 9, ("quality", False): 0, ("quality", True): 3}
     assert new["unet_samples"] == 15 * 4
@@ -204,7 +205,10 @@ def test_an_edit_without_effect_is_a_failure_unless_allowed(toy: Any):
         (["schedule=sequentail"], "sequential"),
         (["order=-1"], "order=-1: say given, or a seed"),
         (["schedule=jiont"], "did you mean joint"),
-        (["repeats=3"], "repeats"),
+        (["repeats=0"], "repeats=0: a whole number of at least 1"),
+        (["repeats=true"], "repeats=True"),
+        (["repeats=2", "schedule=sequential"], "not available with schedule=sequential"),
+        (["repeats=2", f"seed={2**63 - 1}"], "the last repeat's seed"),
         (["replay=x.json"], "replay is not available"),
         (["seed=-1"], "seed=-1"),
         (["dry_run=maybe"], "dry_run='maybe': say true or false"),
@@ -308,7 +312,7 @@ def test_every_experiment_composes(name: str):
 @pytest.mark.skipif(not TINY_WORLD.exists(), reason="the tiny world's weights are not in this checkout")
 def test_the_default_run_on_the_tiny_world(tmp_path: Path):
     places = (f"store={tmp_path / 'store'}", f"records={tmp_path / 'records'}")
-    record, path = benchmark(config("task.n=1", "quality.n=4", "method.num_pairs=3", *places))
+    record, path = benchmark(config("task.n=1", "quality.n=2", "method.num_pairs=1", *places))
     assert record.world.startswith("tiny-v1") and record.preset == "tiny"
     assert "not Stable Diffusion" in record.note
     families = {m["id"].partition("/")[0] for m in json.loads(path.read_text())["metrics"]}

@@ -15,6 +15,7 @@ from eval.clip import Clip
 from eval.fid import Fid
 from experiments import scores
 from harness.generate import ImageSet
+from harness.processes import ALONE
 from harness.store import Store
 from harness.task import PromptSet, Row, Task
 
@@ -50,8 +51,12 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def score(store: Store, metric: object, after: dict = AFTER) -> tuple:
-    return scores.score(SimpleNamespace(metrics=(metric,), store=store, task=TASK), BEFORE, after)
+def parts(store: Store, *metrics: object, task: Task = TASK) -> SimpleNamespace:
+    return SimpleNamespace(metrics=metrics, store=store, task=task, team=ALONE)
+
+
+def score(store: Store, metric: object, after: dict = AFTER, before: dict = BEFORE) -> tuple:
+    return scores.summed_up(TASK, [scores.score(parts(store, metric), before, after)])
 
 
 def photo_metric(**changes: object) -> Fid:
@@ -94,8 +99,7 @@ def test_captions_that_the_screen_dropped_do_not_shift_the_stored_references(sto
     left = [1, 2, 4, 5, 6, 7, 8, 9]
     prompts = PromptSet("quality", tuple(PROMPTS.rows[i] for i in left), screened=2)
     same = {"quality": ImageSet(prompts, [photos(10, "test")[i] for i in left], "as the photos", 8, 0)}
-    parts = SimpleNamespace(metrics=(photo_metric(),), store=store, task=TASK)
-    (value, _), _ = scores.score(parts, same, same)
+    (value, _), _ = score(store, photo_metric(), same, same)
     assert value.value == pytest.approx(0, abs=1e-6) and value.n == 8
 
 
@@ -120,7 +124,7 @@ def test_numbers_of_a_published_list_have_ids_of_their_own(store: Store) -> None
         {"quality": ImageSet(listed, given["quality"].images, given["quality"].key, 10, 0)} for given in (BEFORE, AFTER)
     )
     metric = photo_metric()
-    found = scores.score(SimpleNamespace(metrics=(metric,), store=store, task=TASK), before, after)
+    found = score(store, metric, after, before)
     ids, listed_ids = ([[value.id for value in side] for side in sides] for sides in (own, found))
     assert listed_ids == [[f"{name}/fia480" for name in side] for side in ids]
     assert len(ids[0]) == 2 and len(ids[1]) == 4 and metric.extractor.seen == 0

@@ -89,6 +89,17 @@ def test_both_texts_are_compared_and_embedded_once() -> None:
     assert len(encoder.asked) == len(set(encoder.asked)) == 3 + 6 and encoder.pictures == len(PICTURES)
 
 
+def test_differences_between_two_models_are_those_of_clip_a() -> None:
+    metric = StyleSimilarity(Compass())
+    one, other = metric.rows(pictures()), metric.rows(pictures([40] * len(PICTURES)))
+    here, there = (found(metric.summarise(rows, task())) for rows in (one, other))
+    changes = metric.differences(one, other.iloc[::-1], task())
+    assert changes.keys() == here.keys()
+    for key, change in changes.items():
+        assert change.value == pytest.approx(here[key].value - there[key].value), key
+        assert change.low <= change.value <= change.high
+
+
 def test_the_unedited_model_has_similarities_only() -> None:
     metric = StyleSimilarity(Compass())
     rows = metric.rows(pictures())

@@ -101,6 +101,70 @@ def test_another_n_is_another_column():
     assert [bool(row[first]) for row in table.body] == [True, False] == [not row[second] for row in table.body]
 
 
+def repeated(value: float, sd: float, repeats: int = 3, **more: object) -> dict:
+    """A forget accuracy over repeats."""
+    return {**metric("forget_accuracy", value), "sd": sd, "repeats": repeats, "n": 100 * repeats, **more}
+
+
+def test_a_mean_over_repeats_has_its_deviation():
+    data = record(0.5, 0.9) | {"metrics": [repeated(0.5, 0.0123)], "unedited": [repeated(1.0, 0)]}
+    (table,) = tables.tables([data])
+    assert [row[-1] for row in table.body] == ["100.0 ± 0.0 [95.0, 105.0]", "50.0 ± 1.2 [45.0, 55.0]"]
+    (table,) = tables.tables([data], sd=True)
+    assert [row[-1] for row in table.body] == ["100.0 ± 0.0", "50.0 ± 1.2"]
+    assert "standard deviation over repeats" in tables.markdown([data])
+    # A plain run beside it keeps its interval: it has no deviation.
+    (table,) = tables.tables([data, record(0.4, 0.9)], sd=True)
+    assert table.body[-1][2] == "40.0 [35.0, 45.0]"
+
+
+def test_two_repeats_have_no_interval_to_show():
+    assert values.show(repeated(0.5, 0.01, repeats=2)) == "50.0 ± 1.0"
+    assert values.show(repeated(0.5, 0.01)) == "50.0 ± 1.0 [45.0, 55.0]"
+
+
+def test_csv_has_deviations_where_they_are_asked_for():
+    data = record(0.5, 0.9) | {"metrics": [repeated(0.5, 0.0123)]}
+    (row,) = csv.DictReader(io.StringIO(tables.as_csv([data], sd=True)))
+    assert row["forget_accuracy/judge-1:sd"] == "0.0123"
+    assert ":sd" not in tables.as_csv([data])
+
+
+def difference(low: float | None, high: float | None) -> dict:
+    return {"value": 0.0, "low": low, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [((-0.3, -0.1), True), ((0.1, 0.3), True), ((-0.1, 0.1), False), ((0.0, 0.3), False), ((None, None), False)],
+)
+def test_a_mark_says_that_the_edit_differs_from_the_unedited_model(change: tuple, mark: bool):
+    entry = {**metric("forget_accuracy", 0.5), "difference": difference(*change)}
+    assert values.marked(entry) == values.show(entry) + (" *" if mark else "")
+    data = record(0.5, 0.9) | {"metrics": [entry], "unedited": [metric("forget_accuracy", 1.0)]}
+    (table,) = tables.tables([data])
+    assert table.body[1][-1].endswith("*") is mark and not table.body[0][-1].endswith("*")
+    assert any(line.startswith("*: differs from the unedited model") for line in tables.notes([data]))
+    assert not any("*" in line for line in tables.notes([record(0.5, 0.9)]))
+
+
+def test_distances_of_different_n_never_share_a_column(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Our ids have the n in them; a record of another program's may not."""
+
+    def data(n: int, **more: object) -> dict:
+        entry = {**metric("fid", 40.0), "id": "fid/other", "n": n, **more}
+        return record(0.5, 0.9) | {"metrics": [entry], "unedited": []}
+
+    with pytest.raises(ValueError, match=r"fid/other is over 64 and 100 pictures: distances of different n"):
+        tables.tables([data(64), data(100)])
+    # Three repeats of 64 captions are 64 captions.
+    (table,) = tables.tables([data(64), data(192, sd=1.0, repeats=3)])
+    assert [row[1] for row in table.body] == ["64", "64"]
+    for n in (64, 100):
+        (tmp_path / f"{n}.json").write_text(json.dumps(data(n)))
+    assert tables.main([str(tmp_path)]) == 2 and "do not share a column" in capsys.readouterr().err
+
+
 def test_a_record_without_quality_is_not_a_row_of_the_quality_table():
     both = [with_quality(record(0.5, 0.9, alpha=0.4)), record(0.2, 0.8, alpha=0.8)]
     scores_table, table = tables.tables(both)
@@ -147,12 +211,14 @@ def test_the_screen_shows_two_tables():
     data = with_quality(record(0.5, 0.9)) | {
         "edit": {"kind": "mask", "shares": {"unet": 0.0123}}, "cost": {"edit_made": {"seconds": 4.0}},
     }  # fmt: skip
+    data["metrics"][0]["difference"] = difference(-0.6, -0.4)
     first, second = show.summary_tables(data)
     heads = [[column.header for column in table.columns] for table in (first, second)]
     assert heads[0][1:5] == ["forget %", "preserve %", "overall %", "judges agree %"]
     assert heads[0][5:] == ["zero weights of the UNet %", "seconds to edit"]
     assert heads[1][1:] == ["CLIP", "CLIP - unedited", "FID", "KID x1000", "KID vs unedited x1000"]
     assert [list(column.cells) for column in first.columns][-2:] == [["", "1.23"], ["", "4.0"]]
+    assert list(first.columns[1].cells) == ["100.0 [95.0, 105.0]", "50.0 [45.0, 55.0] *"]
     assert list(second.columns[2].cells) == ["", "-0.31 [-0.51, -0.11]"]
     assert "judges agree %: judge_agreement/judge-1, n = 500, no direction." in show.legend(data)
 

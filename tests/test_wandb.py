@@ -18,6 +18,7 @@ from experiments.wandb_log import log_record, scores
 from harness.record import Record
 
 METRIC = {"subject": "all", "n": 10, "low": 0.1, "high": 0.4, "higher_is_better": False}
+BEATS = {"difference": {"value": -0.7, "low": -0.8, "high": -0.5}}
 SETTINGS = {"project": "forget-bench", "entity": None, "group": None, "tags": ["test"], "dir": None}
 
 
@@ -31,8 +32,15 @@ def record() -> Record:
         split="test",
         config={"method": {"name": "fia", "alpha": 0.6}, "task": {"n": 10}},
         fingerprints={"base": "0" * 64},
-        metrics=[{**METRIC, "id": "forget_accuracy/toy", "value": 0.25}],
-        unedited=[{**METRIC, "id": "forget_accuracy/toy", "value": 0.95}],
+        concepts=[{"name": "tench", "kind": "object"}],
+        metrics=[
+            {**METRIC, "id": "forget_accuracy/toy", "value": 0.25, "sd": 0.1, "repeats": 3, **BEATS},
+            {**METRIC, "id": "forget_accuracy/toy", "subject": "tench", "value": 0.2},
+        ],
+        unedited=[
+            {**METRIC, "id": "forget_accuracy/toy", "value": 0.95},
+            {**METRIC, "id": "forget_accuracy/toy", "subject": "tench", "value": 0.9},
+        ],
         cost={"seconds": 1.5, "unet_samples": 7},
         note="the tiny world, not Stable Diffusion.",
     )
@@ -58,39 +66,74 @@ def entries(log: Path) -> Iterator[Any]:
             message = b""
 
 
-def test_an_offline_run_holds_config_scores_table_and_grid(
-    record: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    import wandb
-
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B writes to this machine only, and keeps its own files in the test's folder."""
     for name in ("CACHE", "CONFIG", "DATA"):
         monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def written(log: Path) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
+    """Configuration, summary, and the run messages of a log."""
+    config, summary, runs = {}, {}, []
+    for entry in entries(log):
+        changed = [*entry.run.config.update, *entry.config.update]
+        config.update({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in changed})
+        changed = [*entry.summary.update, *entry.history.item]
+        summary.update({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in changed})
+        if entry.run.run_id:
+            runs.append(entry.run)
+    return config, summary, runs
+
+
+def table(log: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of the table that was logged under this name, as dictionaries."""
+    (path,) = log.parent.rglob(f"media/**/{name}_*.table.json")
+    data = json.loads(path.read_text())
+    return [dict(zip(data["columns"], row, strict=True)) for row in data["data"]]
+
+
+def test_an_offline_run_holds_config_scores_tables_and_grid(record: Record, tmp_path: Path, offline: None):
+    import wandb
+
     grid = save_png(Image.new("RGB", (8, 8), (200, 0, 0)), tmp_path / "grid.png")
     log_record(record, grid, SETTINGS, tmp_path / "records")
     wandb.teardown()  # its service has ended, so all of the log is on the disk
 
     (log,) = (tmp_path / "records" / "wandb").rglob("*.wandb")
     assert record.identity[:32] in log.name
-    config, summary = {}, {}
-    for entry in entries(log):
-        changed = [*entry.run.config.update, *entry.config.update]
-        config.update({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in changed})
-        changed = [*entry.summary.update, *entry.history.item]
-        summary.update({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in changed})
+    config, summary, (run, *_) = written(log)
     assert config["method"] == {"name": "fia", "alpha": 0.6}
-    assert summary["edited/forget_accuracy/toy"] == 0.25
+    assert summary["edited/forget_accuracy/toy"] == 0.25 and summary["edited/forget_accuracy/toy/sd"] == 0.1
     assert summary["unedited/forget_accuracy/toy"] == 0.95
-    media = {path.suffix for path in log.parent.rglob("media/**/*") if path.is_file()}
-    assert {".png", ".json"} <= media  # the grid and the table
-    (table,) = log.parent.rglob("media/**/*.table.json")
-    assert ["edited", "forget_accuracy/toy", "all", 0.25] in [row[:4] for row in json.loads(table.read_text())["data"]]
+    assert run.run_group == "" and set(run.tags) == {"test", "fia", "imagenette_5v5", "tiny"}
+    (picture,) = log.parent.rglob("media/**/*.png")
+    assert picture.read_bytes() == grid.read_bytes()
+    metrics = table(log, "metrics")
+    first = next(row for row in metrics if (row["model"], row["subject"]) == ("edited", "all"))
+    assert first["value"] == 0.25 and (first["difference"], first["difference_high"]) == (-0.7, -0.5)
+    assert (first["sd"], first["repeats"], len(metrics)) == (0.1, 3, 4)
+    assert table(log, "classes") == [
+        {"class": "tench", "side": "forget", "metric": "forget_accuracy/toy", "unedited": 90.0, "edited": 20.0}
+    ]
     assert wandb.run is None  # finished
 
 
+def test_the_jobs_of_a_multirun_share_a_group(call, offline: None):
+    code, _, err = call("-m", "method=none", "logger=wandb", "sampler.steps=1,2", "hydra.sweep.dir=sweeps/mine")
+    assert code == 0, err
+    import wandb
+
+    wandb.teardown()
+    logs = list((call.work / "runs" / "wandb").rglob("*.wandb"))
+    assert len(logs) == 2 and {written(log)[2][0].run_group for log in logs} == {"mine"}
+
+
 def test_scores_are_named_by_side_and_full_id(record: Record):
-    assert scores(record.as_dict()) == {"edited/forget_accuracy/toy": 0.25, "unedited/forget_accuracy/toy": 0.95}
+    name = "forget_accuracy/toy"
+    assert scores(record.as_dict()) == {f"edited/{name}": 0.25, f"edited/{name}/sd": 0.1, f"unedited/{name}": 0.95}
 
 
 def test_nothing_imports_wandb_unless_it_is_asked_for():
