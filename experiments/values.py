@@ -130,7 +130,7 @@ def show(metric: Mapping[str, Any] | None, interval: bool = True) -> str:
         return "n/a"
     _, scale, digits = unit(metric["id"])
     text = f"{scale * metric['value']:.{digits}f}"
-    if "sd" in metric:
+    if metric.get("sd") is not None:
         text += f" ± {scale * metric['sd']:.{digits}f}"
     low, high = ends(metric)
     if interval and low is not None and high is not None:
@@ -173,7 +173,7 @@ def remarks(ids: Iterable[str], metrics: Iterable[Mapping[str, Any]]) -> list[st
     """
     entries = [m for m in metrics if m["id"] in set(ids)]
     lines = ["Brackets: 95 % intervals."]
-    if any("repeats" in m for m in entries):
+    if any(m.get("repeats") for m in entries):
         lines.append("±: standard deviation over repeats with other seeds of edit and noise; two repeats: no interval.")
     if any(m.get("difference") for m in entries):
         lines.append(

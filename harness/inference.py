@@ -1,8 +1,9 @@
 """Forward passes without gradients: the sums of diffusers' modules in fewer operations and in a better layout.
 
 `speed_up` changes how modules compute, not what they are: parameters, names, hooks and files stay, an edit of a weight
-in place counts from the next call on, and where gradients are on the modules' own code runs. Results differ from the
-modules' own by float rounding (tests/test_inference.py).
+in place counts from the next call on. Results differ from the modules' own by float rounding (tests/test_inference.py),
+so the modules' own code runs where gradients are on, and inside `as_stock`: what is trained must be able to agree with
+its target to the last bit.
 
     GroupNorm   channels last on a CPU: sums over the pixels for all channels at once, not group by group
     GEGLU       on a CPU: value and gate by the two halves of the weight, so that neither is a strided view of both
@@ -13,7 +14,8 @@ docs/performance.md says what each of them is worth.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,23 @@ from .hooks import is_hooked
 
 # Where keys and values of the text are kept, by the attention layer that made them.
 Kept = MutableMapping[nn.Module, tuple[Tensor, Tensor]]
+
+_stock_only = False
+
+
+@contextmanager
+def as_stock() -> Iterator[None]:
+    """The modules' own code runs inside the block, with and without gradients."""
+    global _stock_only
+    before, _stock_only = _stock_only, True
+    try:
+        yield
+    finally:
+        _stock_only = before
+
+
+def _is_stock() -> bool:
+    return _stock_only or torch.is_grad_enabled()
 
 
 def speed_up(network: nn.Module) -> None:
@@ -58,12 +77,12 @@ class TextKeeping(AttnProcessor2_0):
             attn: the layer.
             hidden_states: [n, tokens, width].
             encoder_hidden_states: [n, positions, text width], or None for self-attention.
-            attention_mask: where there is one, or gradients are on, diffusers' own processor computes.
+            attention_mask: where there is one, or stock code is to run, diffusers' own processor computes.
             temb: not used by plain layers.
             kept: from the UNet's `cross_attention_kwargs`: keys and values of earlier calls with the same text and the
                 same weights; new ones are added.
         """
-        if attention_mask is not None or torch.is_grad_enabled():
+        if attention_mask is not None or _is_stock():
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         rows, _, width = hidden_states.shape
         if encoder_hidden_states is None:
@@ -99,7 +118,7 @@ def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """GroupNorm of [n, channels, height, width]; shorter types than float32 would lose digits on the way."""
     fits = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 4 and norm.affine
     by_channel = fits and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    if not by_channel or torch.is_grad_enabled():
+    if not by_channel or _is_stock():
         return F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     n, channels, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
@@ -118,7 +137,7 @@ def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 def _geglu(module: GEGLU, x: Tensor, *_: Any, **__: Any) -> Tensor:
     """value * gelu(gate), [n, tokens, width] to [n, tokens, inner width]."""
     linear = module.proj
-    if x.device.type != "cpu" or torch.is_grad_enabled() or type(linear) is not nn.Linear or is_hooked(linear):
+    if x.device.type != "cpu" or _is_stock() or type(linear) is not nn.Linear or is_hooked(linear):
         value, gate = linear(x).chunk(2, dim=-1)
         return value * F.gelu(gate)
     weights = linear.weight.chunk(2)

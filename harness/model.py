@@ -393,7 +393,7 @@ class DiffusionModel:
     def predict(
         self, z_t: Tensor, t: Tensor, conditioning: Conditioning, *, size: tuple[int, int] | None = None
     ) -> Tensor:
-        """One UNet call on noised latents, with gradients where the caller has them on.
+        """One UNet call on noised latents, with gradients where the caller has them on; equal bits with and without.
 
         Args:
             z_t: [n, channels, h, w], at the scale of a variance-preserving scheduler such as DDIM's.
@@ -406,7 +406,10 @@ class DiffusionModel:
         """
         extra = self._size_conditioning(conditioning, z_t, size)
         self.calls += len(z_t)
-        return self.unet(z_t, t, encoder_hidden_states=conditioning.hidden, return_dict=False, **extra)[0]
+        from .inference import as_stock
+
+        with as_stock():
+            return self.unet(z_t, t, encoder_hidden_states=conditioning.hidden, return_dict=False, **extra)[0]
 
     def _size_conditioning(self, text: Conditioning, latents: Tensor, size: tuple[int, int] | None) -> dict[str, Any]:
         if text.pooled is None:

@@ -128,6 +128,15 @@ def test_with_gradients_the_stock_code_runs(random_sd_model, stock):
         assert torch.equal(ours, theirs) and theirs.abs().max() > 0
 
 
+def test_what_is_trained_can_agree_with_its_target_to_the_last_bit(random_sd_model):
+    model, (latents, t, _) = random_sd_model, inputs(random_sd_model)
+    text, weight = model.encode(PROMPTS), next(iter(model.layers("ffn2").values())).weight
+    with torch.no_grad():
+        target = model.predict(latents, t.expand(2), text)
+    weight.requires_grad_(True)
+    assert torch.equal(model.predict(latents, t.expand(2), text), target)
+
+
 def test_a_compiled_unet_serves_edits_and_leaves_hooks_to_the_plain_one(random_sd_folder, monkeypatch):
     made = []
 

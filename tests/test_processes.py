@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_explicit
+from accelerate.state import AcceleratorState
 
 import run
 from experiments import cli, scores
@@ -49,6 +50,8 @@ def ranks(
             code = 99
             try:
                 os.environ.update(where, RANK=str(rank), LOCAL_RANK=str(rank))
+                # A test of this process may have trained, on one process; a launcher's processes are new.
+                AcceleratorState._reset_state(reset_partial_state=True)
                 sys.stdout, sys.stderr = ((folder / f"{name}{rank}").open("w") for name in ("out", "err"))
                 tamper(rank)
                 code = run.main(argv)

@@ -271,7 +271,7 @@ def test_headers_say_in_what_ids_differ() -> None:
     # Ids that are built differently are shown in full.
     odd = [*two, "fsr/tiny-v1/rn/name"]
     assert shown.title(two[0], odd) == "fsr/openai-vit-b-32/name %"
-    assert any("changes the noise" in line for line in shown.remarks(two))
+    assert any("changes the noise" in line for line in shown.remarks(two, []))
 
 
 def test_style_scores_stand_with_the_scores() -> None:
