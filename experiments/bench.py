@@ -74,7 +74,12 @@ def random_model(wanted: bool) -> Iterator[list[str]]:
 
     with tempfile.TemporaryDirectory() as folder:
         save_random_sd(Path(folder))
-        yield ["model=sd15", f"model.path={folder}", "model.words='SD 1.5 with random weights'"]
+        yield [
+            "model=sd15",
+            "model.name=sd15-random",
+            f"model.path={folder}",
+            "model.words='SD 1.5 with random weights'",
+        ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

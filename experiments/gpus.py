@@ -10,6 +10,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 
 LOCKS = Path(tempfile.gettempdir()) / f"forget-bench-{os.getuid()}"
@@ -27,9 +28,9 @@ def free_gpu(count: int) -> int:
     if _held is not None:
         return _held[0]
     LOCKS.mkdir(parents=True, exist_ok=True)
-    seen = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     for number in range(count):
-        lock = FileLock(LOCKS / f"gpu-{seen[number] if number < len(seen) else number}.lock", timeout=0)
+        # Its number says little: jobs may see different cards, or the same ones in another order.
+        lock = FileLock(LOCKS / f"gpu-{torch.cuda.get_device_properties(number).uuid}.lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:

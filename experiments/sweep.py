@@ -18,6 +18,8 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from harness.files import write_atomic
+
 log = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
@@ -55,7 +57,7 @@ def keep_outcome(record: Path | None = None, error: str | None = None) -> None:
     }
     if error is not None:
         log.error("job %s failed: %s", hydra.job.num, error)
-    (Path(hydra.runtime.output_dir) / OUTCOME).write_text(json.dumps(outcome, indent=1), encoding="utf-8")
+    write_atomic(Path(hydra.runtime.output_dir) / OUTCOME, json.dumps(outcome, indent=1).encode())
 
 
 def reset() -> None:
@@ -109,8 +111,12 @@ class Gather(Callback):
 
 def rescue() -> None:
     """Print the table of what a multirun did before its launcher failed, such as by a killed process."""
-    if folder is not None and not failures and any(outcome["record"] for outcome in _outcomes(folder)):
+    if folder is None or failures or not any(outcome["record"] for outcome in _outcomes(folder)):
+        return
+    try:
         gather(folder)
+    except Exception as error:  # the launcher's own failure is what the run ends with
+        log.error("the combined table could not be made: %s", error)
 
 
 def gather(place: Path) -> None:
@@ -124,7 +130,10 @@ def gather(place: Path) -> None:
         table = markdown(read_records(records))
         print(f"\n{table}")
         (place / "table.md").write_text(table, encoding="utf-8")
-        differences = "\n".join(against_first(records))
+        try:
+            differences = "\n".join(against_first(records))
+        except Exception as error:  # a supplement to what stands already
+            differences = f"No differences between methods: {error}"
         if differences:
             print(differences)
             (place / "table.md").write_text(f"{table}\n{differences}\n", encoding="utf-8")

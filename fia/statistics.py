@@ -213,8 +213,10 @@ class _Readers:
         def read(layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
             x = one_prompt_each(args[0], self.prompts, how.halves)
             y: Tensor | None = None
-            # What the layer has computed is Y only where it was not rounded to fewer digits than are asked for.
-            if how.cosine and output.dtype == layer.weight.dtype == DTYPES[how.dtype]:
+            # What the layer has computed is Y only where it was not rounded to fewer digits than are asked for; in
+            # shorter types taking the bias off again would lose more.
+            exact = DTYPES[how.dtype] in (torch.float32, torch.float64)
+            if how.cosine and exact and output.dtype == layer.weight.dtype == DTYPES[how.dtype]:
                 with_bias = one_prompt_each(output, self.prompts, how.halves)
                 y = with_bias if layer.bias is None else with_bias - layer.bias
             fractions = activity(

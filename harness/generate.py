@@ -33,7 +33,7 @@ from .task import PromptSet, Row
 
 log = logging.getLogger(__name__)
 
-# Raised by hand when the same parts would give other pixels.
+# Raised by hand when the same parts would give other pixels, beyond the rounding of another library or processor.
 VERSION = 1
 KEPT_BYTES = 2**30
 # Rows of a set whose pictures are not stored that are made, scored and let go together: 50 MB at 512 pixels. It decides

@@ -82,12 +82,15 @@ class Team:
         """
         if self.count == 1:
             return [value]
-        from accelerate.utils import gather_object
+        import torch.distributed as dist
 
+        # Not accelerate's own: it asks its state, which a training inside this run sets anew.
+        values: list[T] = [value] * self.count
         try:
-            return gather_object([value])
+            dist.all_gather_object(values, value)
         except RuntimeError as error:
             raise PeerLost("another process of this run is gone; say the same command again to go on") from error
+        return values
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -125,6 +128,13 @@ def join(device: str) -> Team:
     os.environ.setdefault("NCCL_P2P_DISABLE", "1")
     os.environ.setdefault("NCCL_IB_DISABLE", "1")
     cpu = device in ("cpu", "mps") or not torch.cuda.is_available()
+    place = int(os.environ.get("LOCAL_RANK", 0))
+    if not cpu and place >= torch.cuda.device_count():
+        raise ValueError(
+            f"{place + 1} processes or more on a machine with {torch.cuda.device_count()} GPUs: start one for each GPU"
+        )
+    # accelerate would share the cores out anew, and another number of threads rounds sums otherwise.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     try:
         state = PartialState(cpu=cpu, backend="gloo", timeout=PATIENCE)
     except RuntimeError as error:  # torch.distributed's own are all of this kind
@@ -136,8 +146,7 @@ def join(device: str) -> Team:
 def speaks() -> bool:
     """Whether this process is the one that says how the run ended: of several that fail, the first one to ask.
 
-    Where nobody keeps the count any more, because the process that did is gone, everybody may speak who has met the
-    others; before that, all fail of the same thing, and the main one speaks.
+    Where nobody keeps the count, because the process that did is gone or has not begun, everybody may speak.
     """
     if count() == 1:
         return True
@@ -148,4 +157,4 @@ def speaks() -> bool:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=False, timeout=KNOCK)
         return store.add(f"forget-bench/ended/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except (KeyError, ValueError, RuntimeError):
-        return _joined or rank() == 0
+        return True

@@ -333,17 +333,17 @@ def _training(
 def _accelerator(device: torch.device, settings: Settings) -> Accelerator:
     # accelerate keeps one state a process, with the first caller's precision; here every training has its own.
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        mixed_precision=PRECISIONS[settings.precision],
-        gradient_accumulation_steps=settings.accumulate,
-        cpu=device.type == "cpu",
-        device_placement=False,
-    )
-    if accelerator.num_processes > 1:
-        raise ValueError(
-            f"training runs in one process, not in {accelerator.num_processes}; start it without a launcher"
+    # Of a run on several processes only the main one trains, by itself, while the others wait for its edit.
+    hidden = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    try:
+        return Accelerator(
+            mixed_precision=PRECISIONS[settings.precision],
+            gradient_accumulation_steps=settings.accumulate,
+            cpu=device.type == "cpu",
+            device_placement=False,
         )
-    return accelerator
+    finally:
+        os.environ.update(hidden)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from experiments import cli, gpus, sweep
 
@@ -85,14 +87,15 @@ def test_a_killed_job_counts_as_failed_and_the_others_are_kept(
 
 def test_jobs_beside_each_other_take_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpus, "LOCKS", tmp_path)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    cards = [SimpleNamespace(uuid="card-b"), SimpleNamespace(uuid="card-a")]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", cards.__getitem__)
     taken = []
     for _ in range(2):  # two processes; the second call in one finds what it holds
         monkeypatch.setattr(gpus, "_held", None)
         assert gpus.free_gpu(2) == gpus.free_gpu(2)
         taken.append(gpus._held)
     assert [number for number, _ in taken] == [0, 1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-3.lock", "gpu-5.lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-card-a.lock", "gpu-card-b.lock"]
     monkeypatch.setattr(gpus, "_held", None)
     with pytest.raises(RuntimeError, match=r"say hydra\.launcher\.n_jobs=2"):
         gpus.free_gpu(2)

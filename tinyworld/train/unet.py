@@ -48,7 +48,7 @@ def new_unet(recipe: Recipe, plain_top: bool = False) -> UNet2DConditionModel:
         up_block_types=(*("CrossAttnUpBlock2D",) * lower, f"{top}UpBlock2D"),
         transformer_layers_per_block=tuple(recipe.unet_transformers),
         cross_attention_dim=recipe.text_width,
-        # diffusers reads this as the number of heads (its issue 2011).
+        # diffusers reads this as the number of heads (a naming slip that it keeps).
         attention_head_dim=recipe.heads,
         norm_num_groups=16,
     )
