@@ -135,7 +135,10 @@ def test_one_prompt_each_looks_at_the_batch_without_copying_it():
 
 
 def test_moments_do_not_depend_on_batches():
-    values = 1e4 + torch.rand(11, 3, 4, dtype=torch.float64)  # a large mean would drown the two-moment formula
+    values = 1e3 + torch.rand(11, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    float32 = values.float()
+    two_moments = (float32.square().mean(0) - float32.mean(0).square()).clamp(min=0).sqrt()
+    assert (two_moments - values.std(0, correction=0)).abs().max() > 0.1, "such a mean drowns the two-moment formula"
     for sizes in ((11,), (1,) * 11, (4, 4, 3), (8, 3)):
         moments, plain = Moments(spread=True), Moments()
         for part in values.float().split(sizes):
