@@ -46,7 +46,7 @@ class Point:
 
     @property
     def words(self) -> str:
-        return ", ".join(f"{key.rpartition('.')[2]} {_show(value)}" for key, value in self.settings.items())
+        return ", ".join(f"{key.rpartition('.')[2]} {show(value)}" for key, value in self.settings.items())
 
     @property
     def choice(self) -> str:
@@ -152,7 +152,7 @@ def markdown(found: Sequence[Point], tuning: Sequence[Point] = ()) -> str:
     on_front = front(found)
     for point in sorted(found, key=lambda p: -p.overall):
         shown = [values.show(values.pick_family(point.record["metrics"], name)) for name in FAMILIES]
-        cells = [*(_show(value) for value in point.settings.values()), *shown, "yes" if point in on_front else ""]
+        cells = [*(show(value) for value in point.settings.values()), *shown, "yes" if point in on_front else ""]
         lines.append("| " + " | ".join(cells) + " |")
     split = found[0].record["split"]
     lines += ["", f"Area under the front of these {len(found)} settings, {split} split: {100 * area(found):.1f} %.", ""]
@@ -262,7 +262,8 @@ def _sentence(point: Point) -> str:
     )
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A setting's value in a table."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -1,8 +1,10 @@
 """An equal-budget search: `python -m experiments.search conf/search/tiny_5v5.yaml [METHOD ...] [--tuning-only]`.
 
-Every method tries at most `budget` settings on the tuning split. The setting with the best overall score there, and the
-method's defaults as they are specified, are then run on the test split, so that no reported value was chosen on the
-pictures it is measured on. Runs go through the store: a search that was interrupted goes on where it stopped.
+Every method tries at most `budget` settings on the tuning split. Two of them are then run on the test split, so that no
+reported value was chosen on the pictures it is measured on: `searched`, the one with the best overall score, and
+`keeping`, the one that forgets most among those that keep 95 % of the unedited model's preserve accuracy; and with them
+`defaults`, the method's own values as they are specified. Runs go through the store: a search that was interrupted goes
+on where it stopped. All methods in one table: methods.py.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from harness.names import unknown
 
 from . import values
 from .cli import CONF, INTERRUPTED, exit_code, one_line
-from .front import FAMILIES, best_overall, points
+from .front import FAMILIES, best_keeping, best_overall, points
 from .tables import read_records
 
 # Not a file of conf/preset/: the method keeps the values of its own YAML.
 NO_PRESET = "preset@_global_=none/none"
+# Folders of a search's records: TUNING/METHOD and TEST/ROLE/TASK.
+TUNING, TEST = "tuning", "test"
+SEARCHED, DEFAULTS, KEEPING = "searched", "defaults", "keeping"
 
 
 @dataclass
@@ -38,10 +43,11 @@ class Search:
     Attributes:
         budget: most settings a method may try.
         common, tuning, test: overrides of every run, and of the runs on either split.
-        tasks: what the chosen settings are run on, on the test split.
+        tasks: what the chosen settings are run on, on the test split; `keeping` on the first of them only.
         methods: by method, the values to try by key; their product is the grid.
-        random: methods whose edit depends on the seed; they run on the test split once a seed.
-        seeds: the seeds of `random` methods; the others use the first.
+        random, random_test: methods whose edit depends on the seed, and further overrides of their runs on the test
+            split, such as `repeats=3`.
+        defaults: further overrides of the runs of a method's own values, such as fewer pictures to train on.
     """
 
     budget: int
@@ -51,7 +57,8 @@ class Search:
     tasks: list[str]
     methods: dict[str, dict[str, list[Any]]]
     random: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [0])
+    random_test: list[str] = field(default_factory=list)
+    defaults: dict[str, list[str]] = field(default_factory=dict)
 
     def grid(self, method: str) -> list[list[str]]:
         """The settings of a method as overrides; a method without keys has one, its own.
@@ -92,16 +99,25 @@ def read(path: Path) -> Search:
 def tuning_jobs(search: Search, method: str, folder: Path) -> list[Job]:
     """The settings of one method on the tuning split."""
     base = [f"method={method}", *search.common, *search.tuning]
-    return [Job(folder / "tuning" / method, [*base, *setting]) for setting in search.grid(method)]
+    return [Job(folder / TUNING / method, [*base, *setting]) for setting in search.grid(method)]
 
 
-def test_jobs(search: Search, method: str, chosen: Sequence[str], folder: Path) -> Iterator[Job]:
-    """The chosen setting and the method's own defaults on the test split, for every task and seed."""
-    seeds = search.seeds if method in search.random else search.seeds[:1]
-    for task, seed in itertools.product(search.tasks, seeds):
-        base = [f"method={method}", f"task={task}", f"seed={seed}", *search.common, *search.test]
-        yield Job(folder / "test" / "searched" / task, [*base, *chosen])
-        yield Job(folder / "test" / "defaults" / task, [*base, NO_PRESET])
+def test_jobs(search: Search, chosen: Mapping[str, Mapping[str, Sequence[str]]], folder: Path) -> Iterator[Job]:
+    """The runs on the test split, task by task and role by role.
+
+    Args:
+        chosen: by method, the settings of the roles SEARCHED and (where a setting keeps enough) KEEPING.
+    """
+    for task, role in itertools.product(search.tasks, (SEARCHED, DEFAULTS, KEEPING)):
+        if role == KEEPING and task != search.tasks[0]:
+            continue
+        for method, settings in chosen.items():
+            own = [NO_PRESET, *search.defaults.get(method, [])] if role == DEFAULTS else settings.get(role)
+            if own is None:
+                continue
+            repeated = search.random_test if method in search.random else []
+            base = [f"method={method}", f"task={task}", *search.common, *search.test, *repeated]
+            yield Job(folder / TEST / role / task, [*base, *own])
 
 
 def run(job: Job) -> Path:
@@ -115,21 +131,25 @@ def run(job: Job) -> Path:
     return benchmark(cfg)[1]
 
 
-def choose(paths: Sequence[Path]) -> int:
-    """Which of the records, one a setting in the grid's order, has the best overall score; the first of equal ones."""
+def choose(paths: Sequence[Path]) -> dict[str, int]:
+    """Which of the records, one a setting in the grid's order, has which role; the first of equal ones.
+
+    KEEPING is left out where no setting keeps enough.
+    """
     found = points(read_records(paths))
     if len(found) != len(paths):
         raise ValueError(f"{len(paths) - len(found)} of {len(paths)} settings have no accuracy; a search needs all")
-    return found.index(best_overall(found))
+    best = {SEARCHED: best_overall(found), KEEPING: best_keeping(found)}
+    return {role: found.index(point) for role, point in best.items() if point is not None}
 
 
-def markdown(rows: Sequence[tuple[str, str, Mapping[str, Any], bool]]) -> str:
-    """What was tried: (method, setting, record, chosen) as a table."""
+def markdown(rows: Sequence[tuple[str, str, Mapping[str, Any], list[str]]]) -> str:
+    """What was tried: (method, setting, record, its roles) as a table."""
     header = ["method", "setting", "forget %", "preserve %", "overall %", "chosen"]
     lines = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header))]
     for method, setting, record, chosen in rows:
         shown = [values.show(values.pick_family(record["metrics"], name)) for name in FAMILIES]
-        lines.append("| " + " | ".join([method, setting or "its own", *shown, "yes" if chosen else ""]) + " |")
+        lines.append("| " + " | ".join([method, setting or "its own", *shown, ", ".join(chosen)]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -140,26 +160,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="only these (default: all of the file)")
     parser.add_argument("--tuning-only", action="store_true", help="stop before the test split")
     parser.add_argument("--out", type=Path, help="folder of the records (default: runs/search/NAME)")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     try:
         search = read(options.file)
         methods = options.methods or list(search.methods)
         grids = {method: search.grid(method) for method in methods}
         folder = options.out or Path("runs") / "search" / options.file.stem
+        chosen = {}
         for method, settings in grids.items():
             paths = [run(job) for job in tuning_jobs(search, method, folder)]
-            best = choose(paths)
+            roles = choose(paths)
+            chosen[method] = {role: settings[i] for role, i in roles.items()}
             tried = markdown(
                 [
-                    (method, " ".join(setting), record, i == best)
+                    (method, " ".join(setting), record, [role for role, at in roles.items() if at == i])
                     for i, (setting, record) in enumerate(zip(settings, read_records(paths), strict=True))
                 ]
             )
             write_atomic(folder / f"{method}.md", tried.encode())
             print(tried, flush=True)
-            if not options.tuning_only:
-                for job in test_jobs(search, method, settings[best], folder):
-                    print(f"record: {run(job)}", flush=True)
+        if not options.tuning_only:
+            for job in test_jobs(search, chosen, folder):
+                print(f"record: {run(job)}", flush=True)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

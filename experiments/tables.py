@@ -81,7 +81,7 @@ def tables(records: Sequence[Mapping[str, Any]], sd: bool = False) -> list[Table
     """
     shown = values.headline_ids(records)
     for i in shown:
-        _require_one_n(i, records)
+        require_one_n(i, records)
     keys = differing([record for record in records if record["metrics"]])
     found = []
     for name, ids in values.groups(shown).items():
@@ -310,7 +310,7 @@ def _value(metric: Mapping[str, Any] | None, sd: bool) -> str:
     return values.marked(metric, interval=not (sd and metric and "sd" in metric))
 
 
-def _require_one_n(metric_id: str, records: Sequence[Mapping[str, Any]]) -> None:
+def require_one_n(metric_id: str, records: Sequence[Mapping[str, Any]]) -> None:
     """FID's bias depends on n, so n is a part of its ids; ids of other programs may lack it."""
     if values.family(metric_id) not in values.DISTANCES:
         return

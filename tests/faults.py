@@ -183,12 +183,16 @@ def _first_difference(one: Any, other: Any, where: str = "") -> str:
 
 def _serve() -> None:
     """Answer jobs until standard input ends: one line in, one line out."""
+    import random_models
+
     import run  # noqa: F401
     from baselines import salun  # noqa: F401
     from eval import classify, fid  # noqa: F401
     from experiments import run as pipeline  # noqa: F401
     from fia import fia  # noqa: F401
 
+    # Libraries load their modules where they are first used; here, so that not every child does it again.
+    random_models.random_sd()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
     for line in sys.stdin:

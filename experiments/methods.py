@@ -1,0 +1,220 @@
+"""All methods of a search side by side: `python -m experiments.methods FOLDER [--out NAME]`.
+
+FOLDER is where `experiments.search` left its records. On the test split, one table a task: every method at its own
+values and at the settings that were chosen on the tuning split, with what the edit cost. Below them each method's front
+of forgetting against keeping over the settings that it tried, on the tuning split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.files import write_atomic
+
+from . import front, render, values
+from .records import find, flat, read_records
+from .search import DEFAULTS, KEEPING, SEARCHED, TEST, TUNING
+from .tables import notes, require_one_n
+
+FAMILIES = ("forget_accuracy", "preserve_accuracy", "overall_score", "clip", "fid", "kid")
+COST = ["seconds to edit", "UNet samples", "peak memory GB"]
+COST_NOTE = (
+    "Cost: of one edit with nothing stored, without loading the model; a guided UNet call counts two samples; the peak "
+    "is that of the whole process."
+)
+REPEATS_NOTE = "With repeats the cost is the first edit's."
+
+
+def tested(folder: Path) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """(role, record) on the test split by task, in the order of the roles."""
+    found: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for role in (SEARCHED, DEFAULTS, KEEPING):
+        for place in sorted((folder / TEST / role).glob("*/")):
+            for record in read_records(sorted(place.glob("*.json"))):
+                found.setdefault(place.name, []).append((role, record))
+    return found
+
+
+def tuned(folder: Path) -> dict[str, list[front.Point]]:
+    """The settings that every method tried on the tuning split, by method."""
+    places = sorted(place for place in (folder / TUNING).glob("*/") if any(place.glob("*.json")))
+    return {place.name: front.points(read_records(find([str(place)]))) for place in places}
+
+
+def settings(record: Mapping[str, Any], role: str, tried: Sequence[front.Point]) -> str:
+    """What a row was run with: the keys that the search varied, by their last names."""
+    if role == DEFAULTS or not tried:
+        return role
+    config = flat(record["config"])
+    words = ", ".join(f"{key.rpartition('.')[2]} {front.show(config.get(key))}" for key in tried[0].settings)
+    return f"{role}: {words}" if words else role
+
+
+def scores(task: str, rows: Sequence[tuple[str, Mapping[str, Any]]], tuning: Mapping[str, list[front.Point]]) -> str:
+    """One task's table, the best searched method first, with its notes."""
+    records = [record for _, record in rows]
+    unedited = [_all(record["unedited"]) for record in records]
+    ids = [i for i in values.headline_ids(records) if values.family(i) in FAMILIES]
+    for i in ids:
+        require_one_n(i, records)
+    header = ["method", "setting", *(values.title(i, ids) for i in ids), *COST]
+    best = {record["method"]: _rank(record) for role, record in reversed(rows) if role != KEEPING}
+    ordered = sorted(rows, key=lambda row: (-best.get(row[1]["method"], 0.0), row[1]["method"]))
+    body = [
+        [
+            record["method"],
+            settings(record, role, tuning.get(record["method"], [])),
+            *(values.marked(values.pick(record["metrics"], i)) for i in ids),
+            *_cost(record),
+        ]
+        for role, record in ordered
+    ]
+    # Methods with repeats have other noise, and so unedited pictures of their own.
+    for metrics in {str(metrics): metrics for metrics in unedited}.values():
+        repeats = max(metric.get("repeats", 1) for metric in metrics)
+        words = "" if repeats == 1 else f"over {repeats} repeats"
+        body.insert(0, ["unedited", words, *(values.show(values.pick(metrics, i)) for i in ids), "", "", ""])
+    table = render.Table(f"## {task}, {records[0]['split']} split", header, body)
+    lines = [*render.markdown(table), *(f"{note}  " for note in notes(records, FAMILIES)), f"{COST_NOTE}  "]
+    if any(metric.get("repeats") for metrics in unedited for metric in metrics):
+        lines.append(f"{REPEATS_NOTE}  ")
+    return "\n".join(lines) + "\n"
+
+
+def fronts(tuning: Mapping[str, list[front.Point]], rows: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Every method's front on the tuning split in one line, the largest area first.
+
+    Args:
+        rows: (role, record) of the search's first task, where the setting that keeps enough was tested.
+    """
+    kept = {record["method"]: record for role, record in rows if role == KEEPING}
+    least = f"least forget % at {front.KEEP_SHARE:.0%} kept"
+    header = ["method", "settings", "area under the front %", "best overall %", least, "forget % on test", "preserve %"]
+    body = []
+    for method, found in sorted(tuning.items(), key=lambda item: -front.area(item[1])):
+        keeping = front.best_keeping(found)
+        there = kept.get(method, {}).get("metrics", [])
+        body.append(
+            [
+                method,
+                str(len(found)),
+                f"{100 * front.area(found):.1f}",
+                f"{100 * front.best_overall(found).overall:.1f}",
+                "none keeps it" if keeping is None else f"{100 * keeping.forget:.1f} ({keeping.words or 'its own'})",
+                *(values.show(values.pick_family(there, name)) for name in ("forget_accuracy", "preserve_accuracy")),
+            ]
+        )
+    some = next(iter(tuning.values()))
+    record = some[0].record
+    table = render.Table(
+        f"## Fronts on {record['task']}, {record['split']} split, {record['config']['task']['n']} pictures a class",
+        header,
+        body,
+    )
+    lines = render.markdown(table)
+    lines += [
+        f"Kept: at least {front.FLOOR} ({100 * front.unedited_preserve(record):.1f} %).  ",
+        "Settings were chosen on this split, so these values flatter; an area grows with the number of settings.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(tuning: Mapping[str, list[front.Point]], path: Path) -> Path:
+    """All fronts as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5.5), dpi=150)
+    colours = pyplot.get_cmap("tab20").colors
+    markers = "os^vD<>pXP*h8"
+    for number, (method, found) in enumerate(sorted(tuning.items())):
+        line = front.front(found)
+        style = {"color": colours[2 * number % 20 + number // 10], "marker": markers[number % len(markers)]}
+        axes.plot(
+            [100 * p.forget for p in line], [100 * p.preserve for p in line], label=method, markersize=5,
+            linewidth=1, drawstyle="steps-post", **style,
+        )  # fmt: skip
+        rest = [p for p in found if p not in line]
+        axes.scatter([100 * p.forget for p in rest], [100 * p.preserve for p in rest], s=8, alpha=0.4, **style)
+    record = next(iter(tuning.values()))[0].record
+    floor = 100 * front.KEEP_SHARE * front.unedited_preserve(record)
+    axes.axhline(floor, color="grey", linestyle=":", linewidth=1)
+    axes.annotate(f"{front.KEEP_SHARE:.0%} of unedited", (0.99, floor), xycoords=("axes fraction", "data"), ha="right")
+    axes.set_xlabel("forget accuracy % (lower is better)")
+    axes.set_ylabel("preserve accuracy % (higher is better)")
+    axes.set_title(f"{record['task']}, {record['split']} split\n{record['note']}", fontsize=9)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    pyplot.close(figure)
+    write_atomic(path, buffer.getvalue())
+    return path
+
+
+def markdown(folder: Path) -> str:
+    """All tables of a search.
+
+    Raises:
+        ValueError: the folder holds no records of a search.
+    """
+    by_task, tuning = tested(folder), tuned(folder)
+    if not by_task and not tuning:
+        raise ValueError(
+            f"{folder} has no records of a search: run python -m experiments.search FILE, or name its folder"
+        )
+    parts = [scores(task, rows, tuning) for task, rows in by_task.items()]
+    if tuning:
+        task = next(iter(tuning.values()))[0].record["task"]
+        parts.append(fronts(tuning, by_task.get(task, [])))
+    return "\n".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables; with --out also write NAME.md and NAME.png."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.methods", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="write NAME.md, and the fronts as NAME.png")
+    options = parser.parse_args(argv)
+    try:
+        text = markdown(options.folder)
+        print(text, end="")
+        if options.out is not None:
+            write_atomic(options.out.with_suffix(".md"), text.encode())
+            if tuning := tuned(options.folder):
+                plot(tuning, options.out.with_suffix(".png"))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _all(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [metric for metric in metrics if metric["subject"] == "all"]
+
+
+def _rank(record: Mapping[str, Any]) -> float:
+    """The overall score, or how much was forgotten where the task keeps nothing."""
+    overall = values.pick_family(record["metrics"], "overall_score")
+    if overall is not None and overall["value"] is not None:
+        return overall["value"]
+    forget = values.pick_family(record["metrics"], "forget_accuracy")
+    return 0.0 if forget is None or forget["value"] is None else 1 - forget["value"]
+
+
+def _cost(record: Mapping[str, Any]) -> Iterator[str]:
+    made = record["cost"].get("edit_made")
+    if made is None:
+        return iter(["", "", ""])
+    return iter([f"{made['seconds']:.1f}", f"{made['unet_samples']:,}", f"{made['peak_memory_bytes'] / 2**30:.1f}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The equal-budget search and the table of its methods, on a small random model with a judge of our own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import toy_suite
+
+from experiments import front, methods, search
+from experiments.records import read_records
+
+FILE = """
+budget: 2
+common: [{common}]
+tuning: [task.split=tuning]
+test: [task.split=test, task.n=2]
+tasks: [custom]
+random: [scapre_scale]
+random_test: [task.n=1, repeats=3]
+defaults: {{uce: [method.erase_scale=2]}}
+methods:
+  uce: {{method.ridge: [0.5, 0.001]}}
+  scapre_scale: {{}}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, random_sd_folder: Path) -> Path:
+    """A search file and an empty folder for its records."""
+    root = tmp_path_factory.mktemp("search")
+    common = [
+        *(f"hydra.searchpath=[file://{toy_suite.write(root / 'conf')}]", *toy_suite.run_on(random_sd_folder)),
+        *(f"store={root / 'store'}", "device=cpu", "allow_noop=true"),
+    ]
+    (root / "toy.yaml").write_text(FILE.format(common=", ".join(map(json.dumps, common))))
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(place: Path) -> Path:
+    """The folder of records of the whole search."""
+    folder = place / "records"
+    assert search.main([str(place / "toy.yaml"), "--out", str(folder)]) == 0
+    return folder
+
+
+def record(folder: Path, name: str) -> dict:
+    paths = list(folder.glob(f"{name}-*.json"))
+    assert len(paths) == 1, paths
+    return read_records(paths)[0]
+
+
+def test_settings_are_chosen_on_tuning_and_reported_on_test(found: Path):
+    tried = front.points(read_records(sorted((found / "tuning" / "uce").glob("*.json"))))
+    assert {point.record["split"] for point in tried} == {"tuning"} and len(tried) == 2
+    by_ridge = {point.record["config"]["method"]["ridge"]: point for point in tried}
+    chosen = record(found / "test" / "searched" / "custom", "uce")
+    assert chosen["split"] == "test"
+    assert by_ridge[chosen["config"]["method"]["ridge"]].overall == front.best_overall(tried).overall
+    kept = record(found / "test" / "keeping" / "custom", "uce")
+    assert by_ridge[kept["config"]["method"]["ridge"]].forget == front.best_keeping(tried).forget
+    own = record(found / "test" / "defaults" / "custom", "uce")["config"]["method"]
+    assert (own["ridge"], own["erase_scale"]) == (0.5, 2)
+
+
+def test_random_methods_are_repeated_on_the_test_split_only(found: Path):
+    assert record(found / "tuning" / "scapre_scale", "scapre_scale")["config"]["repeats"] == 1
+    assert record(found / "test" / "searched" / "custom", "scapre_scale")["config"]["repeats"] == 3
+    assert record(found / "test" / "searched" / "custom", "uce")["config"]["repeats"] == 1
+
+
+def test_what_was_tried_names_the_roles(found: Path):
+    assert (found / "uce.md").read_text().count("searched") == 1
+
+
+def test_a_search_that_is_done_computes_nothing(found: Path, place: Path, capsys: pytest.CaptureFixture):
+    before = {path: path.read_bytes() for path in found.rglob("*.md")}
+    assert search.main([str(place / "toy.yaml"), "--out", str(found), "uce"]) == 0
+    assert {path: path.read_bytes() for path in found.rglob("*.md")} == before
+    assert all(r["counts"]["images_made"] == 0 for r in read_records(found.glob("test/*/custom/uce-*.json")))
+
+
+def test_all_methods_stand_in_one_table(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert methods.main([str(found), "--out", str(tmp_path / "table")]) == 0
+    text = capsys.readouterr().out
+    assert text == (tmp_path / "table.md").read_text()
+    lines = text.splitlines()
+    assert "## custom, test split" in lines and any(line.startswith("## Fronts on custom, tuning") for line in lines)
+    rows = [line.split(" | ") for line in lines if line.startswith("| uce |")]
+    # Searched, defaults and keeping on the test split; one front.
+    assert sorted(row[1].partition(":")[0] for row in rows) == ["2", "defaults", "keeping", "searched"]
+    # Three repeats have a deviation, and unedited pictures of their own.
+    assert "±" in next(line for line in lines if line.startswith("| scapre_scale | defaults"))
+    assert sum(line.startswith("| unedited |") for line in lines) == 2
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_input_is_one_line(tmp_path: Path, place: Path, capsys: pytest.CaptureFixture):
+    assert methods.main([str(tmp_path)]) == 2
+    assert "run python -m experiments.search" in capsys.readouterr().err
+    assert search.main([str(tmp_path / "none.yaml")]) == 2
+    assert search.main([str(place / "toy.yaml"), "uec"]) == 2
+    assert "uce" in capsys.readouterr().err
+    (tmp_path / "large.yaml").write_text((place / "toy.yaml").read_text().replace("budget: 2", "budget: 1"))
+    assert search.main([str(tmp_path / "large.yaml"), "uce"]) == 2
+    assert "uce has 2 settings, the budget of this search is 1" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
