@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
+from experiments import stages
 from experiments.config import ROOT_KEYS
 from experiments.run import benchmark, plan
 from experiments.setup import setup
@@ -320,7 +321,7 @@ def test_the_default_run_on_the_tiny_world(tmp_path: Path):
     assert np.isfinite([m["value"] for m in json.loads(path.read_text())["metrics"] if m["value"] is not None]).all()
 
 
-def test_a_sequential_schedule_is_scored_after_each_stage(toy):
+def test_a_sequential_schedule_is_scored_after_each_stage(toy, capsys):
     record, path = benchmark(toy(*SMALL_FIA, "schedule=sequential", "order=3"))
     assert [len(stage["concepts"]) for stage in record.stages] == [1, 2]
     assert set(record.stages[-1]["concepts"]) == {"tench", "golf ball"}
@@ -330,5 +331,13 @@ def test_a_sequential_schedule_is_scored_after_each_stage(toy):
     last = {(value.id, value.subject): value.value for value in record.stages[-1]["metrics"]}
     final = {(value.id, value.subject): value.value for value in record.metrics}
     assert last and last.items() <= final.items()
-    joint, _ = benchmark(toy(*SMALL_FIA))
+    joint, joint_path = benchmark(toy(*SMALL_FIA))
     assert joint.stages == [] and joint.identity != record.identity
+    # What came back, as a table: the value after the own stage and after the last.
+    assert stages.main([str(path)]) == 0
+    name = record.stages[-1]["concepts"][0]
+    line = stages.by_concept(json.loads(path.read_text()))[name]
+    text = capsys.readouterr().out
+    assert f"| {name} | " + " | ".join(f"{100 * value:.0f}" for value in line) + " |" in text
+    assert "| fia | " in text and "In brackets: its turn had not come. 2 pictures a concept." in text
+    assert stages.main([str(joint_path)]) == 2 and "schedule=sequential" in capsys.readouterr().err
