@@ -8,6 +8,7 @@
                (bench_pictures.py)
     judges     every metric's scores of pictures in memory and of the same pictures in the store (bench_judges.py)
     startup    `run.py --help` and a dry run, each as a process of its own (bench_startup.py)
+    closed     edits in closed form for fifty concepts (bench_closed.py); only where it is asked for
     stored     a whole run whose results are all in the store; only where it is asked for, as it is made first
 
 What is compared takes turns within one process, round after round, so that a machine that slows down slows all of it.
@@ -33,7 +34,8 @@ from . import cli
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "bench"
 # Part: the module with its `measure(settings, rounds)` and `table(result)`.
-PARTS = {"pictures": "bench_pictures", "judges": "bench_judges", "startup": "bench_startup", "stored": "bench_stored"}
+NAMES = ("pictures", "judges", "startup", "closed", "stored")
+PARTS = {name: f"bench_{name}" for name in NAMES}
 USUAL = ("pictures", "judges", "startup")
 
 

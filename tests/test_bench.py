@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments import bench, bench_startup
+from experiments import bench, bench_closed, bench_startup
 
 SMALL = [
     "model=folder",
@@ -62,6 +62,17 @@ def test_startup_times_whole_processes(tmp_path, monkeypatch):
     assert bench.main(["--rounds", "2", "--parts", "startup", "device=cpu", "task.n=1"]) == 0
     assert written(tmp_path, "startup-tiny-cpu.json")["medians"] == {"help": 1.5, "dry run": 1.5}
     assert seen[0] == ["--help"] and {"task.n=1", "dry_run=true"} <= set(seen[1]) and len(seen) == 2 * 3
+
+
+def test_closed_forms_are_timed_on_fifty_concepts(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_closed, "METHODS", ("uce", "scapre"))
+    seen = []
+    make = bench_closed.method
+    monkeypatch.setattr(bench_closed, "method", lambda name: seen.append(make(name)) or seen[-1])
+    assert bench.main(["--rounds", "1", "--parts", "closed", *settings]) == 0
+    result = written(tmp_path, "closed-folder-cpu.json")
+    assert result["medians"].keys() == {"uce", "scapre"} and all(value > 0 for value in result["medians"].values())
+    assert result["concepts"] == 50 and result["matrices"] == 8 and [one.name for one in seen] == ["uce", "scapre"]
 
 
 def test_a_run_that_fails_is_not_timed():
