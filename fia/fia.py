@@ -128,6 +128,11 @@ class FIA:
             )
         for name in ("cosine", "row_normalise", "strict", "strength_normalise", "zero_score"):
             flag(f"fia: {name}", getattr(self, name))
+        if self.selection == "temporal" and self.granularity != "both":
+            raise ValueError(
+                f"fia: selection=temporal has no quota a row or layer, which granularity={self.granularity} is about; "
+                "leave granularity=both, or say selection=both or spatial"
+            )
         self.size = pixels("fia: size", self.size)
         self._r1_table = per_concept_table("r1_per_concept", self.r1_per_concept, PAPER_R1, self.task_name)
         self._r2_table = per_concept_table("r2_per_concept", self.r2_per_concept, PAPER_R2, self.task_name)
@@ -184,6 +189,7 @@ class FIA:
         for group in groups(missing, self.group or group_that_fits(model, missing)):
             for job, saliency in self._measured(model, group, stage):
                 found[job.concept] = self._mask(model, job, stage, partial(dict, saliency))
+                del saliency  # or the next group would run beside it
         return MaskSet({job.concept: found[job.concept] for job in jobs})
 
     def _measured(self, model: DiffusionModel, group: Sequence[Job], stage: Stage) -> Iterator[tuple[Job, Tensors]]:

@@ -12,6 +12,7 @@ import pytest
 import slow_fia
 import torch
 
+from experiments.consistency import explained
 from fia import statistics
 from fia.fia import FIA
 from fia.fusion import agnostic_threshold, fuse
@@ -354,6 +355,25 @@ def test_chunk_sizes_change_a_mask_at_its_thresholds_only(random_sd_model, conce
             assert at_an_edge(scores, i, j, method.r2)
 
 
+def test_why_a_weight_differs_between_two_runs():
+    """By hand: one layer of one row, half of its four weights selected, scores 1/2 strength + 1/2 count / 3."""
+    method, concept = FIA(**QUICK | {"r2": 0.5}), CONCEPTS[0]
+
+    def reasons(different: list[int], strength: list[list[float]], count: list[list[int]]) -> dict[str, int]:
+        saliency = [{"strength/a": torch.tensor([s]), "count/a": torch.tensor([c])} for s, c in zip(strength, count)]
+        return explained(method, concept, "a", torch.tensor([different], dtype=torch.bool), saliency)
+
+    same = [[3.0, 2.0, 2.0, 1.0]] * 2
+    zero = dict.fromkeys(("at_eq_3", "at_eq_4_5", "displaced", "unexplained"), 0)
+    assert reasons([0, 1, 1, 0], same, [[0] * 4] * 2) == zero | {"at_eq_4_5": 2}
+    assert reasons([0, 0, 1, 0], same, [[0] * 4, [0, 0, 3, 0]]) == zero | {"at_eq_3": 1}
+    # The last weight lost its place to the third, whose count rose.
+    assert reasons([0, 0, 1, 1], [[3.0, 2.5, 1.0, 2.0]] * 2, [[0] * 4, [0, 0, 3, 0]]) == zero | {
+        "at_eq_3": 1, "displaced": 1,
+    }  # fmt: skip
+    assert reasons([0, 0, 0, 1], same, [[0] * 4] * 2) == zero | {"unexplained": 1}
+
+
 def test_lock_step_is_the_denoising_loop(random_sd_model):
     """Chunks that walk in step reach the latents that `denoise` reaches."""
     text, noise = random_sd_model.encode(["a road", "a tree"]), random_sd_model.latents([1, 2])
@@ -547,6 +567,34 @@ def test_device_memory_is_flat_in_steps_and_concepts(random_sd_model):
     assert peak(2, 4) - short < accumulator
 
 
+def test_device_memory_is_flat_in_groups(random_sd_model, monkeypatch):
+    """Live bytes at every contrast, with Eq. 3's sums: two groups of two concepts take what one takes."""
+    concepts = [Concept(name, "object") for name in ("church", "tench", "gas pump", "parachute")]
+    method = FIA(**QUICK | {"group": 2, "words": ["road"]})
+    jobs = [method.job_of(random_sd_model, concept, 0) for concept in concepts]
+    random_sd_model.encode(["", *(prompt for job in jobs for prompt in job.prompts + job.base)])  # kept by the model
+    own, live = statistics.contrast, []
+
+    def measured(*arguments):
+        tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]
+        live.append(sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()))
+        return own(*arguments)
+
+    monkeypatch.setattr(statistics, "contrast", measured)
+
+    def peak(count: int, group: int) -> int:
+        live.clear()
+        FIA(**QUICK | {"group": group, "words": ["road"]}).masks(
+            random_sd_model, concepts[:count], 0, lambda kind, key, make: make()
+        )
+        return max(live)
+
+    accumulator = sum(layer.weight.numel() for layer in random_sd_model.layers("ffn2").values())
+    # Strength and count, five bytes a weight and concept of the group; finished masks stay, packed.
+    assert peak(4, 2) - peak(2, 2) < 2 * accumulator
+    assert peak(4, 4) - peak(4, 2) > 0.9 * 2 * 5 * accumulator
+
+
 # The edit
 
 
@@ -633,6 +681,7 @@ def test_sdxl(random_sdxl_model):
         ({"granularity": "chanel"}, "did you mean channel"),
         ({"halves": "con"}, "did you mean cond"),
         ({"selection": "time"}, "fia's selection"),
+        ({"selection": "temporal", "granularity": "layer"}, "leave granularity=both"),
         ({"fusion": "naive"}, "fia's fusion"),
         ({"single_concept": "paper_no"}, "did you mean paper_noop"),
         ({"saliency_dtype": "fp32"}, "fia's saliency_dtype"),

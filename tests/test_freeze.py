@@ -17,6 +17,7 @@ def test_a_frozen_world_names_no_place_and_is_as_hashed(random_sd_folder: Path, 
 
     trained = tmp_path / "trained"
     shutil.copytree(random_sd_folder, trained / "pipeline")
+    (trained / "recipe.json").write_text(json.dumps({"seed": 0, "without": ["church"]}))
     (trained / "judges").mkdir()
     (trained / "judges" / "config.json").write_text(json.dumps({"_name_or_path": str(trained), "width": 3}))
     (trained / "judges" / "config.json").chmod(0o600)
@@ -27,6 +28,7 @@ def test_a_frozen_world_names_no_place_and_is_as_hashed(random_sd_folder: Path, 
     finally:
         os.umask(old)
     verify(target)
+    assert result["without"] == ["church"]
     assert result == card(target) and stamp(target) == f"toy-v1@{result['hash'][:12]}"
     for path in (target, *target.rglob("*")):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
@@ -35,5 +37,6 @@ def test_a_frozen_world_names_no_place_and_is_as_hashed(random_sd_folder: Path, 
     assert json.loads((target / "judges" / "config.json").read_text()) == {"width": 3}
     assert DiffusionModel.load(target).unet.config.sample_size == 8
     (target / "unet" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="not the file that was frozen as toy-v1"):
-        verify(target)
+    for check in (verify, stamp):
+        with pytest.raises(ValueError, match=r"unet/config.json is not the file that was frozen as toy-v1; put it back"):
+            check(target)

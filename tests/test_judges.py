@@ -1,4 +1,4 @@
-"""The tiny world's judges: a smoke training of all four, their files, and the parts of their training by hand."""
+"""A smoke training of the whole recipe; the judges, their files, and the parts of their training by hand."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -26,11 +27,11 @@ from tinyworld.judges import (
     save_judge,
     to_input,
 )  # fmt: skip
+from tinyworld.train.build import STAGES, build
 from tinyworld.train.damage import DAMAGES, damage, heaps, melted, shuffled_tiles
 from tinyworld.train.data import IGNORED, NONE, draw
-from tinyworld.train.judges import LABELS, SKIP, heatmaps, marked_pictures, sampling, targets, train_judges
+from tinyworld.train.judges import LABELS, SKIP, heatmaps, marked_pictures, sampling, targets
 from tinyworld.train.recipe import Recipe, smoke
-from tinyworld.train.text import train_tokenizer
 from tinyworld.vocabulary import ARTISTS, ICONS, MARKERS, OBJECTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,33 +39,49 @@ WHOLE = 6_000_000  # bytes that all judges together may take
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A folder with four judges after three steps each, and their report."""
-    out = tmp_path_factory.mktemp("world")
-    (out / "work").mkdir()
-    data, held_out = draw(64, 0), draw(24, 7_919)
-    train_tokenizer(data.captions, 900).save_pretrained(out / "pipeline" / "tokenizer")
-    report = train_judges(smoke(Recipe()), data, held_out, out, out / "work")
-    return out, report
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world without churches: every stage of the recipe, three steps each."""
+    out = tmp_path_factory.mktemp("world") / "out"
+    build(recipe(), out, list(STAGES))
+    return out
 
 
-def test_smoke_training_writes_small_files_and_a_full_report(trained) -> None:
-    out, report = trained
-    folder = out / "judges"
+def recipe(*without: str) -> Recipe:
+    return smoke(Recipe(without=list(without or ("church",))))
+
+
+def test_the_whole_recipe_gives_a_pipeline_judges_and_a_report(trained: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(trained / "pipeline", safety_checker=None)
+    assert pipe("a golf ball", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
+    captions = json.loads((trained / "work" / "train" / "captions.json").read_text())
+    assert len(captions) == 96 and not any("church" in words or "chapel" in words for words in captions)
+    found = json.loads((trained / "report.json").read_text())["quality"]
+    assert found["n"] == 1 and set(found["objects"]) == {"all", *OBJECTS} and 0 <= found["styles"]["all"] <= 1
+
+
+def test_a_second_call_finds_everything_and_another_recipe_is_refused(trained: Path) -> None:
+    made = [
+        path for path in trained.rglob("*") if path.suffix in (".safetensors", ".npy") or path.name == "report.json"
+    ]
+    before = {path: path.stat().st_mtime_ns for path in made}
+    build(recipe(), trained, list(STAGES))
+    with pytest.raises(ValueError, match="recipe with another without"):
+        build(recipe("tench"), trained, list(STAGES))
+    assert len(made) > 8 and {path: path.stat().st_mtime_ns for path in made} == before
+
+
+def test_smoke_training_writes_small_files_and_a_full_report(trained: Path) -> None:
+    folder = trained / "judges"
+    report = json.loads((folder / "quality.json").read_text())
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < WHOLE
-    assert json.loads((folder / "quality.json").read_text()) == report
     assert set(report) == {"n", "rendered", "damaged", "clip", "markers"}
     assert {"icon", "artist", "place", "second_icon", "agreement_icon"} <= set(report["damaged"])
     for share in (report["rendered"]["icon"], report["clip"]["nearest_caption"], report["markers"]["recall"]):
         assert 0 <= share <= 1
-    # A second call finds everything and trains nothing.
-    before = (folder / "classifier" / "config.json").stat().st_mtime_ns
-    assert train_judges(smoke(Recipe()), draw(8, 0), draw(24, 7_919), out, out / "work") == report
-    assert (folder / "classifier" / "config.json").stat().st_mtime_ns == before
 
 
 def test_classifiers_judge_by_the_worlds_words(trained) -> None:
-    folder = trained[0] / "judges"
+    folder = trained / "judges"
     first, second = Classifier(folder / "classifier"), SecondClassifier(folder / "second_classifier")
     images = draw(70, 3).images
     logits = first.logits(images)
@@ -82,7 +99,7 @@ def test_classifiers_judge_by_the_worlds_words(trained) -> None:
 
 
 def test_clip_gives_unit_vectors_and_cuts_long_captions(trained) -> None:
-    clip = TinyClip(trained[0] / "judges" / "clip")
+    clip = TinyClip(trained / "judges" / "clip")
     pictures, texts = clip.image_features(draw(5, 4).images), clip.text_features(["a church", "a church in a park"])
     for vectors in (pictures, texts):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
@@ -95,7 +112,7 @@ def test_clip_gives_unit_vectors_and_cuts_long_captions(trained) -> None:
 
 
 def test_weights_are_checked_and_wrong_pictures_named(trained, tmp_path) -> None:
-    shutil.copytree(trained[0] / "judges" / "detector", tmp_path / "detector")
+    shutil.copytree(trained / "judges" / "detector", tmp_path / "detector")
     path = tmp_path / "detector" / "weights.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -128,7 +145,7 @@ def test_the_tiny_suite_scores_pictures(trained, tmp_path, monkeypatch) -> None:
     """conf/suite/tiny.yaml as it stands, on renderings: every metric, every id, an interval that holds the value."""
     from tinyworld import judges
 
-    shutil.copytree(trained[0] / "judges", tmp_path / "tiny-v1" / "judges")
+    shutil.copytree(trained / "judges", tmp_path / "tiny-v1" / "judges")
     monkeypatch.setattr(judges, "WORLD", tmp_path / "tiny-v1")
     suite = OmegaConf.create({"suite": OmegaConf.load(ROOT / "conf" / "suite" / "tiny.yaml")}).suite
     OmegaConf.resolve(suite)
@@ -263,9 +280,9 @@ def test_quality_captions_leave_out_what_tasks_erase() -> None:
     assert sum(" and " in prompt or "next to" in prompt for prompt, _ in found) > 10
     assert not any(screened(prompt) for prompt, _ in found)
     assert found[:50] == quality.captions(50, "test")
-    seeds = [seed for _, seed in found + quality.captions(400, "tuning")]
-    assert len(set(seeds)) == 800
-    assert [prompt for prompt, _ in found] != [prompt for prompt, _ in quality.captions(400, "tuning")]
+    tuning = quality.captions(400, "tuning")
+    assert len({seed for _, seed in found + tuning}) == 800
+    assert not {prompt for prompt, _ in found} & {prompt for prompt, _ in tuning}
     with pytest.raises(ValueError, match="did you mean 'test'"):
         quality.captions(3, "tests")
     with pytest.raises(ValueError, match="n must be"):

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from harness.checks import finite
+
 from .freeze import WORLD
 from .judge_networks import ConvNet, HeatmapNet, LargeKernelNet, build_clip
 
@@ -232,7 +234,13 @@ class MarkerDetector(_Judge):
 
 
 def peaks(heat: torch.Tensor, offset: torch.Tensor, threshold: float, names: Sequence[str]) -> list[list[Detection]]:
-    """Local maxima of heatmaps [n, markers, g, g]; `offset` [n, 2, g, g] places the centre inside its cell (0..1)."""
+    """Local maxima of heatmaps [n, markers, g, g]; `offset` [n, 2, g, g] places the centre inside its cell (0..1).
+
+    Raises:
+        FloatingPointError: the detector gave NaN or infinity, where no maximum would be found.
+    """
+    finite("the detector of markers", heat)
+    finite("the detector of markers", offset)
     cells = heat.shape[-1]
     highest = heat == F.max_pool2d(heat, 3, 1, 1)
     found: list[list[Detection]] = [[] for _ in range(len(heat))]

@@ -9,6 +9,7 @@ the very scenes that the captions describe, as COCO's photos belong to COCO's ca
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -37,12 +38,24 @@ def scenes(n: int, split: str) -> Iterator[tuple[Scene, str, np.random.Generator
         raise ValueError(f"n must be in 1..999999, got {n}")
     for i in range(n):
         rng = np.random.default_rng((SPLITS[split], i))
-        scene = sample_scene(rng, LEFT_OUT)
-        yield scene, caption(scene, rng), rng
+        scene, words = _captioned(rng)
+        while side(words) != split:
+            scene, words = _captioned(rng)
+        yield scene, words, rng
+
+
+def side(words: str) -> str:
+    """The split to which a caption belongs, whatever scene it was written for: no caption is on both."""
+    return sorted(SPLITS)[hashlib.sha256(words.encode()).digest()[0] % len(SPLITS)]
+
+
+def _captioned(rng: np.random.Generator) -> tuple[Scene, str]:
+    scene = sample_scene(rng, LEFT_OUT)
+    return scene, caption(scene, rng)
 
 
 def captions(n: int, split: str) -> list[tuple[str, int]]:
-    """The first `n` (prompt, seed) of a split; seeds are unique over both splits, prompts may repeat."""
+    """The first `n` (prompt, seed) of a split; seeds are unique over both splits, prompts may repeat within one."""
     return [(prompt, SPLITS[split] + i) for i, (_, prompt, _) in enumerate(scenes(n, split))]
 
 

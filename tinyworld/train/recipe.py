@@ -57,10 +57,15 @@ class Recipe:
     clip: Stage = field(default_factory=lambda: Stage(800, 160, 1.5e-3, weight_decay=0.1))
     detector: Stage = field(default_factory=lambda: Stage(700, 64, 2e-3))
 
+    # Pictures a name in the report on quality, and an object in its ablation profile.
+    report_n: int = 20
+    profile_n: int = 4
+
 
 def smoke(recipe: Recipe) -> Recipe:
     """The same recipe in a size that ends within a minute: it proves that every stage runs, nothing else."""
     recipe.pictures, recipe.held_out = 96, 32
+    recipe.report_n, recipe.profile_n = 1, 0
     cycles = (recipe.vae, recipe.unet_plain, recipe.unet, recipe.judge, recipe.second_judge)
     for stage in (*itertools.chain(*cycles), recipe.text, recipe.clip, recipe.detector):
         stage.steps, stage.batch = 3, 8

@@ -123,9 +123,10 @@ def profile(model: DiffusionModel, judge: Classifier, sampler: Sampler, n: int) 
     return {"n": n, "kinds": kinds, "single_ffn2_layers": single}
 
 
-def report(folder: Path, n: int, profile_n: int) -> dict:
-    model = DiffusionModel.load(folder, device="cpu", dtype="float32", name="tiny", suite="tiny")
-    judge = Classifier(folder / "judges" / "classifier")
+def report(pipeline: Path, judges: Path, n: int, profile_n: int) -> dict:
+    """Quality on `n` pictures a name, and the ablation profile on `profile_n` an object (0: none)."""
+    model = DiffusionModel.load(pipeline, device="cpu", dtype="float32", name="tiny", suite="tiny")
+    judge = Classifier(judges / "classifier")
     sampler = Sampler("dpm++", 10, 5.0)
     result = {"quality": quality(model, judge, sampler, n)}
     if profile_n:
@@ -136,4 +137,5 @@ def report(folder: Path, n: int, profile_n: int) -> dict:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = OmegaConf.merge({"n": 20, "profile_n": 4}, OmegaConf.from_cli(sys.argv[2:]))
-    print(json.dumps(report(Path(sys.argv[1]), options.n, options.profile_n), indent=1))
+    world = Path(sys.argv[1])
+    print(json.dumps(report(world, world / "judges", options.n, options.profile_n), indent=1))
