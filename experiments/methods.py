@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,15 @@ def settings(record: Mapping[str, Any], role: str, tried: Sequence[front.Point])
     """What a row was run with: the keys that the search varied, by their last names."""
     if role == DEFAULTS or not tried:
         return role
-    config = flat(record["config"])
-    words = ", ".join(f"{key.rpartition('.')[2]} {front.show(config.get(key))}" for key in tried[0].settings)
+    words = in_words(record, tried[0].settings)
     return f"{role}: {words}" if words else role
+
+
+def in_words(record: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """The record's values of these keys of its configuration."""
+    config, said = flat(record["config"]), {str(record["keep"]): "the kept classes", "[]": "none"}
+    shown = {key.rpartition(".")[2]: front.show(config.get(key)) for key in keys}
+    return ", ".join(f"{name} {said.get(value, value)}" for name, value in shown.items())
 
 
 def scores(task: str, rows: Sequence[tuple[str, Mapping[str, Any]]], tuning: Mapping[str, list[front.Point]]) -> str:
@@ -105,7 +111,7 @@ def fronts(tuning: Mapping[str, list[front.Point]], rows: Sequence[tuple[str, Ma
                 str(len(found)),
                 f"{100 * front.area(found):.1f}",
                 f"{100 * front.best_overall(found).overall:.1f}",
-                "none keeps it" if keeping is None else f"{100 * keeping.forget:.1f} ({keeping.words or 'its own'})",
+                "none keeps it" if keeping is None else _kept(keeping),
                 *(values.show(values.pick_family(there, name)) for name in ("forget_accuracy", "preserve_accuracy")),
             ]
         )
@@ -194,6 +200,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _kept(point: front.Point) -> str:
+    return f"{100 * point.forget:.1f} ({in_words(point.record, point.settings) or 'its own'})"
 
 
 def _all(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

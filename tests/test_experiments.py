@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
-from experiments import catalogue, cli, tables
+from experiments import catalogue, cli, front, tables, values
 from experiments.records import read_records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,8 @@ def jobs(name: str) -> list[list[str]]:
 def config(name: str, job: list[str], *places: str) -> Any:
     own = catalogue.load(name).config
     fia = own["method"]["name"] == "fia" and not any(item.startswith("method=") for item in job)
-    calibration = [*CALIBRATION, *FEW[own["task"]["kind"]]] if fia else []
+    few = FEW[own["task"]["kind"]] if "concepts" in own["task"] else []
+    calibration = [*CALIBRATION, *few] if fia else []
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         return compose("config", overrides=[f"+experiment={name}", *ALWAYS, *job, *calibration, *places])
 
@@ -144,3 +145,12 @@ def test_records_of_a_stand_in_are_shown_as_such(places: Path):
         pytest.skip("runs after the experiment itself")
     text = tables.of_experiment("fia_table21", read_records(folder.glob("*.json")), "md")
     assert "Not compared: 1 record made for another task than fia50" in text
+
+
+def test_the_page_on_fia_holds_what_the_kept_records_say_of_each_switch():
+    page = (ROOT / "docs" / "methods" / "fia.md").read_text(encoding="utf-8")
+    kept = read_records(sorted((ROOT / "results" / "records" / "tiny_switches").glob("*.json")))
+    assert len(kept) == len(list((cli.CONF / "fia_switch").glob("*.yaml")))
+    for record in kept:
+        shown = [values.show(values.pick_family(record["metrics"], family)) for family in front.FAMILIES]
+        assert " | ".join(shown) in page, record["config"]["method"]
