@@ -7,14 +7,18 @@ also gives the paired difference to the unedited model: same captions, same nois
 from __future__ import annotations
 
 import urllib.error
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
+
+from harness.weights import file_sha256
 
 from .compare import matched
 from .repeats import MEAN, Rule
@@ -112,12 +116,11 @@ class OpenClip:
     pretrained: str = "openai"
     device: str = "auto"
     batch: int = 32
-    fingerprint: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         import open_clip
 
-        # Tags name fixed weights, so the id says all; a misspelt one is found before anything is computed.
+        # A misspelt tag is found before anything is computed.
         known = open_clip.list_pretrained()
         if (self.model, self.pretrained) not in known:
             tags = sorted(tag for model, tag in known if model == self.model)
@@ -129,16 +132,30 @@ class OpenClip:
         return f"{self.pretrained}-{self.model.removesuffix('-quickgelu').lower()}"
 
     @cached_property
-    def _parts(self) -> tuple[Any, Any, Any]:
-        import open_clip
+    def fingerprint(self) -> str:
+        """Hex sha256 of the weight file, which is fetched where it is missing: tags have neither revision nor hash."""
+        from open_clip import factory
 
+        with self._fetched():
+            published = factory.get_pretrained_cfg(self.model, self.pretrained)
+            return file_sha256(Path(factory.download_pretrained(published)))
+
+    @contextmanager
+    def _fetched(self) -> Iterator[None]:
         try:
-            network, _, transform = open_clip.create_model_and_transforms(self.model, self.pretrained)
+            yield
         except (OSError, urllib.error.URLError, RuntimeError) as error:
             raise ValueError(
                 f"the CLIP weights {self.model}/{self.pretrained} are not in the local cache and cannot be downloaded "
                 f"({type(error).__name__}: {str(error).splitlines()[0]}); fetch them once on a machine with a network"
             ) from error
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any, Any]:
+        import open_clip
+
+        with self._fetched():
+            network, _, transform = open_clip.create_model_and_transforms(self.model, self.pretrained)
         return (
             network.eval().requires_grad_(False).to(chosen_device(self.device)),
             transform,

@@ -46,6 +46,8 @@ def published_bytes(url: str, what: str, sha256: str) -> bytes:
 def published_weights(url: str, what: str) -> dict[str, torch.Tensor]:
     """The state dict behind an address whose last part ends in the first digits of its sha256 (`NAME-0676ba61.pth`).
 
+    torchvision and torch-fidelity publish these eight digits and no more.
+
     Raises:
         ValueError: As `published_bytes`.
     """

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.record import load
+
 
 def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """The records in these JSON files.
+    """The records in these JSON files, checked.
 
     Raises:
-        ValueError: a file is not a record.
+        ValueError: a file is not a valid record, or has changed since it was written.
     """
-    records = []
-    for path in paths:
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: cannot be read as a record ({error})") from None
-        if not isinstance(record, dict) or not {"method", "metrics", "config"} <= set(record):
-            raise ValueError(f"{path}: not a record (a record has method, metrics and config)")
-        records.append(record)
-    return records
+    return [load(path) for path in paths]
 
 
 def find(places: Sequence[str]) -> list[Path]:

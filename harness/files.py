@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -87,6 +89,53 @@ def sweep(folder: Path, prefix: str = ".", remove: bool = True) -> list[Path]:
                     path.unlink()
                 left.append(path)
     return left
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Make a folder that is empty and this process's inside the block; what a killed process left in it goes.
+
+    Raises:
+        StoreError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        # A disk that knows no locks cannot say whether another process is at work there.
+        with contextlib.suppress(OSError):
+            _lock(handle, folder)
+        if not (folder.exists() and os.path.samestat(os.fstat(handle), folder.stat())):
+            raise StoreError(f"another process has just taken {folder} away; try again")
+        for entry in folder.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> None:
+    """Lock an open file or folder until it is closed; `StoreError` where another process holds it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreError(f"another process is working in {path}") from None
+
+
+@contextlib.contextmanager
+def passing_folder(prefix: str) -> Iterator[Path]:
+    """A folder among the system's temporary ones that goes with the block; those that killed processes left go first.
+
+    Args:
+        prefix: begins its name, and the names of those that are looked for.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        # What cannot be claimed is a living process's or another user's.
+        with contextlib.suppress(OSError, StoreError):
+            if left.lstat().st_uid == os.getuid():
+                with claimed(left):
+                    left.rmdir()
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder, claimed(Path(folder)):
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 INDEX = "model_index.json"
+EXPORTED = "edit.json"  # beside it, in the folder of an exported model: which edit it has
 CHECKER = "StableDiffusionSafetyChecker"
 
 

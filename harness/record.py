@@ -24,9 +24,10 @@ from .checks import is_number
 from .files import write_atomic
 from .store import canonical_json, content_key
 
-SCHEMA = 3
-# Schema 2 has no `sd`, `repeats` and `difference`, and nothing else that is different.
-READABLE = (2, SCHEMA)
+SCHEMA = 4
+# Schema 3 has no `sha256`; schema 2 also no `sd`, `repeats` and `difference`. Nothing else is different.
+READABLE = (2, 3, SCHEMA)
+SHA256 = "sha256"
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Settings that say where and how a run happens, not what it measures; they do not enter a record's identity.
@@ -138,10 +139,17 @@ class Record:
         data = self.as_dict()
         data["created"] = self.created or datetime.now(UTC).isoformat(timespec="seconds")
         data["environment"] = self.environment or environment()
+        data["schema"] = SCHEMA
         validate(data)
         path = Path(folder) / self.file_name
-        write_atomic(path, (json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        write_atomic(path, (json.dumps(sealed(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
         return path
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's JSON with the hex sha256 of the canonical JSON of everything else, as it is written."""
+    rest = {name: value for name, value in data.items() if name != SHA256}
+    return rest | {SHA256: content_key(rest)}
 
 
 def read(path: Path | str) -> Record:
@@ -150,20 +158,37 @@ def read(path: Path | str) -> Record:
     Raises:
         ValueError: the file is not a valid record; the message begins with its path.
     """
+    return Record(**load(path))
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """The JSON of a record's file, checked, without its sha256.
+
+    Raises:
+        ValueError: the file is not a valid record, or has changed since it was written; the message begins with its
+            path.
+    """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        data = {name: value for name, value in found.items() if name != SHA256} if isinstance(found, dict) else found
         validate(data)
+        if data["schema"] == SCHEMA and SHA256 not in found:
+            raise ValueError(f"the field {SHA256!r} is missing")
+        if SHA256 in found and found[SHA256] != content_key(data):
+            raise ValueError(f"it has changed since it was written: its {SHA256} does not match")
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such record") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except RecursionError:
         raise ValueError(f"{path}: it is nested too deeply for a record") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Record(**data)
+    return data
 
 
 def validate(data: Any) -> None:
-    """Check a record's JSON: schema version, fields, types, finite numbers, no metric twice.
+    """Check a record's JSON without its sha256: schema version, fields, types, finite numbers, no metric twice.
 
     Raises:
         ValueError: one line that names the first field at fault.
@@ -171,7 +196,7 @@ def validate(data: Any) -> None:
     if not isinstance(data, Mapping):
         raise ValueError(f"a record is a JSON object, not a {type(data).__name__}")
     if data.get("schema") not in READABLE:
-        known = " and ".join(map(str, READABLE))
+        known = ", ".join(map(str, READABLE))
         raise ValueError(f"schema {data.get('schema')!r} is not known; this checkout reads schema {known}")
     for item in dataclasses.fields(Record):
         if item.name not in data:

@@ -5,7 +5,7 @@ that decides its content. The key is the sha256 of the parts' canonical JSON, so
 every machine. Layout under the root:
 
     KIND/ab/abcd.../            one artefact: its files, `parts.json` for humans, `manifest.json` for the checks
-    image/ab/abcd....png        one picture, with the sha256 of its pixels inside
+    image/ab/abcd....png        one picture, with its key and a sha256 over key and pixels inside
     .locks/KIND-abcd....lock    empty files: one process computes an artefact, the others wait
     .scratch/KIND-abcd.../      unfinished work on an artefact, such as a checkpoint
 
@@ -218,7 +218,7 @@ class Store:
     def read_image(self, parts: Mapping[str, Any]) -> np.ndarray | None:
         """The stored picture, uint8 [height, width, 3]; None where there is none.
 
-        A damaged file (cut off, changed, not ours) is removed and counts as missing.
+        A damaged file (cut off, changed, another picture's, not ours) is removed and counts as missing.
         """
         path = self.image_path(parts)
         try:
@@ -242,8 +242,8 @@ class Store:
         """
         path = self.image_path(parts)
         self._require_writable(f"image {path.stem[:12]}")
-        data = png(array, text or {})
-        # `read_image` checks the pixels, so a power cut does no harm. The temporary files lie in one folder, so that
+        data = png(array, path.stem, text or {})
+        # `read_image` checks the file, so a power cut does no harm. The temporary files lie in one folder, so that
         # opening a store of a million pictures finds those of killed processes at once.
         write_atomic(path, data, durable=False, via=self.root / UNFINISHED_PICTURES)
         return path
@@ -329,10 +329,10 @@ def kinds(root: Path) -> list[Path]:
 
 
 def artefact_lock(root: Path, kind: str, key: str, timeout: float = -1) -> FileLock:
-    """The lock of an artefact, also by the name of its temporary folder; not acquired yet."""
+    """The lock of an artefact, also by the name of its temporary folder; not acquired yet, and of any thread."""
     path = root / LOCKS / f"{kind}-{key.removeprefix(TEMPORARY)}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path, timeout=timeout)
+    return FileLock(path, timeout=timeout, thread_local=False)
 
 
 def finished_scratch(root: Path) -> list[Path]:

@@ -151,10 +151,8 @@ def dtype_name(dtype: object) -> str | None:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, computed once a process; the Hub's cache names large files by it already."""
+    """Hex sha256 of a file's bytes, computed once a process: also of the Hub's, whose name says what it should be."""
     real = path.resolve()
-    if real.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", real.name):
-        return real.name
     state = real.stat()
     return _sha256(real, state.st_size, state.st_mtime_ns)
 

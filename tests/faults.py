@@ -1,9 +1,10 @@
 """The fault suite: real runs that are killed, resumed and compared with an unbroken one. `make faults`.
 
-The runs are small (a random model, the toy suite) and complete: calibration, a trained method, pictures, scores,
-records. A *nursery* process imports everything once and forks a child for every run. A child counts what it does to
-the files below its folder (openings for writing, renames, removals, new folders) and is struck at a chosen count: the
-same seed hits the same moment on every machine, and every state that the disk can be in has a number.
+The runs are small (a random model, the toy suite) and complete: calibration, an export, two trained methods, pictures,
+scores, records. A *nursery* process imports everything once and forks a child for every run. A child counts what it
+does to the files below its folder (openings for writing, renames, removals, new folders) and is struck at a chosen
+count: the same seed hits the same moment on every machine, and every state that the disk can be in has a number. Every
+other kill comes from outside instead, at a seeded share of the unbroken run's time, and strikes inside computations.
 
     python tests/faults.py [--kills 20] [--seed 0]
 """
@@ -20,9 +21,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,18 @@ FIA = ["method=fia", *SMALL, "method.num_pairs=1", "method.words=[road]", "metho
 FIA = [*FIA, "method.alpha=1.0"]
 SALUN = ["method=salun", *SMALL, "method.images=2", "method.retain_images=2", "method.epochs=2", "method.batch=2"]
 SALUN = [*SALUN, "method.learning_rate=1e-3", "method.parameters=xattn"]
+MIM_MU = ["method=mim_mu", *SMALL, "method.images=2", "method.epochs=2", "method.batch=2", "method.precision=float32"]
+MIM_MU = [*MIM_MU, "method.learning_rate=1e-3", "method.parameters=xattn", "edit_only=true"]
+# Where the first run exports its edit.
+EXPORT = "out/fia"
 SIZE = ["task.n=3", "quality.n=3", "model.batch_size=4", "device=cpu"]
 # What a record says about the run and not about the result.
-TIMES = ("created", "cost", "counts", "environment")
+TIMES = ("created", "cost", "counts", "environment", "sha256")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "interrupt": signal.SIGINT}
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir"}
+# A full disk still lets files be renamed and removed.
+REFUSED = {"full": (errno.ENOSPC, {"open", "os.mkdir"}), "readonly": (errno.EROFS, {"open", *CHANGES})}
 
 
 @dataclass
@@ -48,19 +56,29 @@ class Outcome:
         code: of its exit; minus the signal where one ended it.
         events: what it did to files.
         errors: its standard error.
+        seconds: how long it ran.
     """
 
     code: int
     events: int
     errors: str
+    seconds: float
 
 
 @dataclass
 class Fault:
-    """What happens to a child at its `at`-th change of a file: `kill`, `term`, `interrupt` or `full` (from then on)."""
+    """What happens to a child.
+
+    Attributes:
+        what: `kill`, `term` or `interrupt`; `full`, no room on the disk from then on; `readonly`, a store that can
+            only be read.
+        at: at which change of a file.
+        after: instead, so many seconds after its start, from outside; for `kill`.
+    """
 
     what: str
-    at: int
+    at: int = 0
+    after: float = 0.0
 
 
 class Nursery:
@@ -108,7 +126,7 @@ class Site:
 
         model = random_models.save(random_models.random_sd(), self.root / "model")
         self.base = ["--config-dir", str(toy_suite.write(self.root / "conf")), *toy_suite.run_on(model), *SIZE]
-        self.commands = [[*self.base, *FIA], [*self.base, *SALUN]]
+        self.commands = [[*self.base, *FIA, f"export={EXPORT}"], [*self.base, *SALUN], [*self.base, *MIM_MU]]
 
     def folder(self, name: str) -> Path:
         """A new folder for a run, which has its store and records in it."""
@@ -132,6 +150,12 @@ def made(folder: Path) -> int:
 def pictures(folder: Path) -> dict[str, bytes]:
     """The stored pictures by name."""
     return {path.name: path.read_bytes() for path in sorted((folder / "store" / "image").glob("??/*.png"))}
+
+
+def exported(folder: Path) -> dict[str, bytes]:
+    """The files of the exported model by name."""
+    files = (path for path in sorted((folder / EXPORT).rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -161,6 +185,8 @@ def faults_of(broken: Path, whole: Path, before: int) -> list[str]:
         wrong.append(f"{len(changed)} of {len(other)} pictures differ, such as {changed[0]}")
     if set(one) != set(other):
         wrong.append(f"{len(set(one) ^ set(other))} pictures are on one side only")
+    if exported(broken) != exported(whole):
+        wrong.append("the exported models differ")
     if made(broken) != len(other) - before:
         wrong.append(f"{made(broken)} pictures were made after the break, {len(other) - before} were missing")
     return wrong + [f"left behind: {name}" for name in leftovers(broken)]
@@ -186,7 +212,7 @@ def _serve() -> None:
     import random_models
 
     import run  # noqa: F401
-    from baselines import salun  # noqa: F401
+    from baselines import mim_mu, salun  # noqa: F401
     from eval import classify, fid  # noqa: F401
     from experiments import run as pipeline  # noqa: F401
     from fia import fia  # noqa: F401
@@ -197,16 +223,31 @@ def _serve() -> None:
     os.dup2(2, 1)  # what a library prints must not be taken for an answer
     for line in sys.stdin:
         request = json.loads(line)
+        start, after = time.monotonic(), (request["fault"] or {}).get("after")
         pids = [_fork(job, request["fault"]) for job in request["jobs"]]
         outcomes = []
         for pid, job in zip(pids, request["jobs"]):
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            code = os.waitstatus_to_exitcode(_wait(pid, start + after if after else None))
+            seconds = time.monotonic() - start
             log, count = Path(job["folder"]) / "log", Path(job["folder"]) / f"events-{pid}"
             events = int(count.read_text()) if count.exists() else 0
             count.unlink(missing_ok=True)
-            outcomes.append({"code": code, "events": events, "errors": log.read_text(errors="replace")})
+            errors = log.read_text(errors="replace") if log.exists() else ""
+            outcomes.append({"code": code, "events": events, "errors": errors, "seconds": seconds})
         answers.write(json.dumps(outcomes) + "\n")
         answers.flush()
+
+
+def _wait(pid: int, until: float | None) -> int:
+    """Wait for a child and return its status; kill it where it still runs at that time."""
+    while until is not None and time.monotonic() < until:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.001)
+    if until is not None:
+        os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
 
 
 def _fork(job: dict[str, Any], fault: dict[str, Any] | None) -> int:
@@ -246,7 +287,9 @@ def _child(folder: Path, commands: Sequence[Sequence[str]], fault: dict[str, Any
 
 def _strike(folder: Path, fault: dict[str, Any] | None) -> list[int]:
     """Count the changes of files below `folder` and let the fault happen; returns the running count."""
-    count, below = [0], (str(folder / "store"), str(folder / "runs"))
+    count, below = [0], tuple(str(folder / name) for name in ("store", "runs", "out"))
+    if fault and fault["what"] == "readonly":
+        below = below[:1]
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event != "open" and event not in CHANGES:
@@ -259,11 +302,13 @@ def _strike(folder: Path, fault: dict[str, Any] | None) -> list[int]:
         if not os.path.join(folder, os.fspath(path)).startswith(below):
             return
         count[0] += 1
-        if fault is None or count[0] < fault["at"]:
+        if fault is None or fault["after"] or count[0] < fault["at"]:
             return
-        if fault["what"] == "full":
-            if event in ("open", "os.mkdir"):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path))
+        if fault["what"] in REFUSED:
+            number, events = REFUSED[fault["what"]]
+            # Of a folder that exists the system says just that, whatever the disk is like.
+            if event in events and not (event == "os.mkdir" and os.path.isdir(path)):
+                raise OSError(number, os.strerror(number), os.fspath(path))
         elif count[0] == fault["at"]:
             os.kill(os.getpid(), SIGNALS[fault["what"]])
 
@@ -288,21 +333,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unbroken: {len(pictures(whole))} pictures, {unbroken.events} changes of files")
         draw = random.Random(options.seed)
         for number in range(1, options.kills + 1):
-            at = draw.randint(1, unbroken.events)
+            at, share = draw.randint(1, unbroken.events), draw.random()
+            fault = Fault("kill", at) if number % 2 else Fault("kill", after=share * unbroken.seconds)
+            moment = f"change {at}" if number % 2 else f"{share:.1%} of the time"
             folder = site.folder(f"kill-{number}")
-            wrong = kill_and_resume(nursery, folder, whole, site.commands, at)
+            wrong = kill_and_resume(nursery, folder, whole, site.commands, fault)
             bad += bool(wrong)
-            print(f"kill {number:2d} at change {at}: {'; '.join(wrong) if wrong else 'resumed, the same result'}")
+            print(f"kill {number:2d} at {moment}: {'; '.join(wrong) if wrong else 'resumed, the same result'}")
             shutil.rmtree(folder)
     print(f"{options.kills - bad} of {options.kills} resumed runs are the same as the unbroken one")
     return 1 if bad else 0
 
 
 def kill_and_resume(
-    nursery: Nursery, folder: Path, whole: Path, commands: Sequence[Sequence[str]], at: int
+    nursery: Nursery, folder: Path, whole: Path, commands: Sequence[Sequence[str]], fault: Fault
 ) -> list[str]:
-    """Kill a run at its `at`-th change of a file, run it again, and say what is wrong with the result."""
-    killed = nursery.run(folder, commands, Fault("kill", at))
+    """Kill a run, run it again, and say what is wrong with the result."""
+    killed = nursery.run(folder, commands, fault)
+    while fault.after and killed.code == 0:  # it was quicker than the unbroken run, and done before the kill
+        shutil.rmtree(folder)
+        folder.mkdir()
+        fault = replace(fault, after=0.8 * fault.after)
+        killed = nursery.run(folder, commands, fault)
     if killed.code != -signal.SIGKILL:
         return [f"the run was not killed but ended with {killed.code}"]
     # Records of the killed run count pictures that are stored: only those of the resumed run are of interest.

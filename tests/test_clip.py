@@ -90,5 +90,7 @@ def test_missing_clip_weights_are_one_clear_line(monkeypatch) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr(open_clip, "create_model_and_transforms", offline)
-    with pytest.raises(ValueError, match=r"ViT-B-32-quickgelu/openai are not in the local cache.*no route to host"):
-        OpenClip().text_features(["a road"])
+    monkeypatch.setattr("open_clip.factory.download_pretrained", offline)
+    for asked in (lambda: OpenClip().text_features(["a road"]), lambda: OpenClip().fingerprint):
+        with pytest.raises(ValueError, match=r"ViT-B-32-quickgelu/openai are not in the local cache.*no route to host"):
+            asked()

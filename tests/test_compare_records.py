@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from records_by_hand import changed_record
 
 from experiments import cli, compare
 
@@ -69,7 +70,7 @@ def refused(call, made, capsys: pytest.CaptureFixture, one: Path, other: Path) -
     foreign = one.with_name("foreign.json")
     data = json.loads(one.read_text())
     data["fingerprints"]["base"] = "0" * 64
-    foreign.write_text(json.dumps(data))
+    changed_record(foreign, data)
     for arguments, words in (
         ([one, other], "names the code toy_suite.captions"),
         ([one, longer, *own], "have other classes prompts: their rows are not pairs"),

@@ -12,6 +12,7 @@ import pytest
 
 from harness import record as records
 from harness.record import Record, commit, environment, read, validate
+from harness.store import content_key
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 METRIC = {
@@ -155,11 +156,42 @@ def test_what_cannot_be_computed_is_null_with_a_reason(tmp_path):
     assert read(_record(metrics=[metric]).write(tmp_path)).value("forget_accuracy/x") is None
 
 
-def test_a_record_of_the_layout_before_can_be_read(tmp_path):
+@pytest.mark.parametrize("schema", [2, 3])
+def test_a_record_of_a_layout_before_can_be_read(tmp_path, schema):
     path = _record().write(tmp_path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
-    assert read(path).schema == 2 and read(path).identity == _record().identity
-    assert read(read(path).write(tmp_path)).metrics == read(path).metrics
+    data = json.loads(path.read_text())
+    del data["sha256"]
+    path.write_text(json.dumps({**data, "schema": schema}))
+    assert read(path).schema == schema and read(path).identity == _record().identity
+    metrics = read(path).metrics
+    assert read(read(path).write(tmp_path)).metrics == metrics and read(path).schema == records.SCHEMA
+
+
+def test_records_that_are_kept_are_valid():
+    kept = list((REPOSITORY / "results" / "records").rglob("*.json"))
+    assert kept and all(read(path).metrics is not None for path in kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["metrics"][0].update(value=0.2), "it has changed since it was written"),
+        (lambda data: data["cost"]["edit"].update(seconds=0.5), "it has changed since it was written"),
+        (lambda data: data.update(sha256="0" * 64), "it has changed since it was written"),
+        (lambda data: data.pop("sha256"), "'sha256' is missing"),
+    ],
+)
+def test_what_was_changed_by_hand_is_refused(tmp_path, change, message):
+    path = _record().write(tmp_path)
+    data = json.loads(path.read_text())
+    assert data["sha256"] == content_key({name: value for name, value in data.items() if name != "sha256"})
+    path.write_text(json.dumps(data))
+    read(path)  # spaces and the order of fields say nothing
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message) as caught:
+        read(path)
+    assert str(caught.value).startswith(str(path))
 
 
 def test_what_only_some_metrics_have_is_left_out_elsewhere(tmp_path):
@@ -175,7 +207,7 @@ def test_reading_refuses_other_layouts(tmp_path):
     path = _record().write(tmp_path)
     data = json.loads(path.read_text())
     for changed, message in (
-        ({**data, "schema": 4}, "schema 4 is not known; this checkout reads schema 2 and 3"),
+        ({**data, "schema": 5}, "schema 5 is not known; this checkout reads schema 2, 3, 4"),
         ({k: v for k, v in data.items() if k != "cost"}, "'cost' is missing"),
         ({**data, "wandb": 1}, "'wandb' is not part of schema"),
         ([], "not a list"),
@@ -239,6 +271,7 @@ def test_documentation_names_every_field():
         assert f"`{item.name}`" in text, item.name
     for name in (
         *METRIC,
+        records.SHA256,
         "reason",
         "sd",
         "repeats",

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from records_by_hand import changed_record
 
 from experiments import cli
-from experiments.replay import Difference, differences, environment_changes, targets
+from experiments.replay import Difference, differences, environment_changes
+from experiments.targets import targets
 
 RUN = ["method=none", "logger=none"]
 
@@ -24,18 +26,20 @@ def recorded(call) -> Path:
 def changed(path: Path, change) -> Path:
     data = json.loads(path.read_text())
     change(data)
-    copy = path.with_name("changed.json")
-    copy.write_text(json.dumps(data))
-    return copy
+    return changed_record(path.with_name("changed.json"), data)
 
 
-def test_a_record_is_computed_again_in_a_fresh_store(call, recorded: Path):
+def test_a_record_is_computed_again_in_a_fresh_store(call, recorded: Path, tmp_path: Path, monkeypatch):
+    passing = tmp_path / "passing"
+    (passing / "forget-bench-replay-store-killed" / "image").mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(passing))
     before = {path: path.read_bytes() for path in call.work.rglob("*") if path.is_file()}
     code, out, err = call(f"replay={recorded}", small=False)
     assert code == cli.DONE, err
     assert "computed again: the edit and all 5 pictures, in a fresh store" in out
     assert "the same device, hardware, versions and commit" in out and out.rstrip().endswith("compared: equal")
     assert {path: path.read_bytes() for path in call.work.rglob("*") if path.is_file()} == before
+    assert list(passing.iterdir()) == [], "nothing is left of this replay, nor of the killed one"
 
 
 def test_a_replay_from_a_store_says_that_it_found_everything(call, recorded: Path):
@@ -130,13 +134,36 @@ def test_on_the_same_machine_the_last_bit_counts():
     assert verdicts(one, other, True) == [("edited, a of all", True)]
     assert verdicts(one, one, True) == []
     ends = {"metrics": [metric(0.3, 0.1, 0.5)]}, {"metrics": [metric(0.3, 0.1, 0.6)]}
-    assert verdicts(*ends, True) == [("edited, a of all, high", True)] and verdicts(*ends, False) == []
+    assert verdicts(*ends, True) == [("edited, a of all, high", True)]
+
+
+@pytest.mark.parametrize("same_machine", [True, False])
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("low", 0.1, 0.2),
+        ("high", 0.5, None),
+        ("sd", 0.01, 0.02),
+        ("difference", {"value": 0.1, "low": 0.0, "high": 0.2}, {"value": 0.1, "low": 0.0, "high": 0.3}),
+        ("reason", "one picture", "two pictures"),
+    ],
+)
+def test_what_follows_from_values_is_always_shown(name: str, before: object, after: object, same_machine: bool):
+    one, other = ({"metrics": [metric(0.3, 0.1, 0.5) | {name: value}]} for value in (before, after))
+    assert verdicts(one, other, same_machine) == [(f"edited, a of all, {name}", same_machine)]
+    assert verdicts(one, one, same_machine) == []
+
+
+@pytest.mark.parametrize("same_machine", [True, False])
+def test_black_pictures_are_compared(same_machine: bool):
+    one, other = ({"counts": {"screened": 0, "images_black": count}} for count in (0, 3))
+    assert verdicts(one, other, same_machine) == [("pictures of one single colour", same_machine)]
 
 
 def test_on_another_machine_a_value_lies_in_the_recorded_interval():
     one = {"metrics": [metric(0.3, 0.2, 0.4)]}
-    assert verdicts(one, {"metrics": [metric(0.4, 0.3, 0.5)]}, False) == [("edited, a of all", False)]
-    assert verdicts(one, {"metrics": [metric(0.41, 0.3, 0.5)]}, False) == [("edited, a of all", True)]
+    assert verdicts(one, {"metrics": [metric(0.4, 0.2, 0.4)]}, False) == [("edited, a of all", False)]
+    assert verdicts(one, {"metrics": [metric(0.41, 0.2, 0.4)]}, False) == [("edited, a of all", True)]
     # Without an interval it may differ by one part in a hundred.
     assert verdicts({"metrics": [metric(50.0)]}, {"metrics": [metric(50.4)]}, False) == [("edited, a of all", False)]
     assert verdicts({"metrics": [metric(50.0)]}, {"metrics": [metric(50.6)]}, False) == [("edited, a of all", True)]

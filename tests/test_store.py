@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from harness import upkeep
-from harness.files import sweep, write_atomic
+from harness.files import passing_folder, sweep, write_atomic
 from harness.store import MANIFEST, PARTS, Store, StoreError, content_key
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -320,6 +320,16 @@ def test_a_killed_writer_s_file_goes_and_a_living_one_s_stays(tmp_path):
     assert (tmp_path / "x").read_bytes() == b"two"
 
 
+def test_a_passing_folder_goes_and_so_do_those_of_killed_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("mine-killed", "other"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / "mine-link").symlink_to(tmp_path / "other")
+    with passing_folder("mine-") as living, passing_folder("mine-") as second:
+        assert living.is_dir() and second.is_dir() and not (tmp_path / "mine-killed").exists()
+    assert not living.exists() and not second.exists() and (tmp_path / "other" / "deep").is_dir()
+
+
 def test_a_half_written_picture_goes_when_the_store_is_opened(tmp_path):
     Store(tmp_path).write_image({}, _picture())
     left = tmp_path / "image" / ".tmp" / ".abc.png.0123456789ab.tmp"
@@ -485,6 +495,31 @@ def test_damaged_picture_counts_as_missing(tmp_path, position, how, caplog):
     with caplog.at_level(logging.WARNING):
         assert store.read_image({}) is None
     assert len(caplog.records) == 1 and not path.exists() and not store.has_image({})
+
+
+def test_a_picture_under_another_s_name_is_damage(tmp_path, caplog):
+    """Whole as a file, and with the sha256 of its own pixels: as if copied by hand."""
+    store = Store(tmp_path)
+    store.write_image({"a": 1}, _picture())
+    other = store.write_image({"b": 1}, 255 - _picture())
+    store.image_path({"a": 1}).write_bytes(other.read_bytes())
+    (damaged,) = upkeep.damaged(tmp_path)
+    assert damaged.path == store.image_path({"a": 1}) and damaged.reason == f"it is the picture {other.stem[:12]}"
+    assert store.read_image({"a": 1}) is None and "it is the picture" in caplog.text
+    assert not store.has_image({"a": 1}) and store.read_image({"b": 1}) is not None
+
+
+def test_the_notes_of_a_picture_are_checked_too(tmp_path):
+    from PIL import Image, PngImagePlugin
+
+    path = Store(tmp_path).write_image({}, _picture(), text={"prompt": "a road"})
+    with Image.open(path) as image:
+        pixels, notes = image.convert("RGB"), PngImagePlugin.PngInfo()
+        for name, note in image.text.items():
+            notes.add_text(name, note.replace("road", "tree"))
+    pixels.save(path, pnginfo=notes)
+    (damaged,) = upkeep.damaged(tmp_path)
+    assert damaged.reason == "it does not match its sha256"
 
 
 def test_somebody_elses_picture_is_not_used(tmp_path):

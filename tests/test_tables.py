@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 
 import pytest
+from records_by_hand import write_record
 
 from experiments import front, show, tables, values
 
@@ -36,7 +36,7 @@ def record(forget: float, preserve: float, method: str = "fia", judge: str = "ju
         "model": "tiny",
         "split": "test",
         "world": "",
-        "fingerprints": {"base": "0123"},
+        "fingerprints": {"base": "0123" * 16},
         "note": "the tiny world, not Stable Diffusion.",
         "metrics": scores(forget, preserve, judge),
         "unedited": scores(1.0, 0.98),
@@ -161,7 +161,7 @@ def test_distances_of_different_n_never_share_a_column(tmp_path: Path, capsys: p
     (table,) = tables.tables([data(64), data(192, sd=1.0, repeats=3)])
     assert [row[1] for row in table.body] == ["64", "64"]
     for n in (64, 100):
-        (tmp_path / f"{n}.json").write_text(json.dumps(data(n)))
+        write_record(tmp_path / f"{n}.json", data(n))
     assert tables.main([str(tmp_path)]) == 2 and "do not share a column" in capsys.readouterr().err
 
 
@@ -197,7 +197,7 @@ def test_records_without_scores_are_counted_and_not_shown(tmp_path: Path, capsys
         assert "Left out: 2 records without scores (edit_only=true)." in text
         assert "0.9 " not in text and "alpha" not in text  # neither their rows nor a setting that only they change
     for i, data in enumerate(group):
-        (tmp_path / f"{i}.json").write_text(json.dumps(data))
+        write_record(tmp_path / f"{i}.json", data)
     assert tables.main([str(tmp_path), "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     assert len(list(csv.reader(io.StringIO(out.strip())))) == 2
@@ -261,7 +261,7 @@ def test_what_could_not_be_computed_is_said():
 def test_command_line_prints_one_table_a_task(tmp_path: Path, capsys: pytest.CaptureFixture):
     one, two = record(0.5, 0.9), record(0.4, 0.8) | {"task": "imagenette"}
     for name, data in (("a", one), ("b", two)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(data))
+        write_record(tmp_path / f"{name}.json", data)
     assert tables.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert out.count("| fia |") == 2 and "### imagenette_5v5, model tiny" in out and "### imagenette, model" in out
@@ -273,6 +273,16 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path: Path, capsys: pytest
     assert tables.main([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "a.json" in error
+
+
+def test_a_changed_digit_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = write_record(tmp_path / "a.json", record(0.5, 0.9))
+    text = path.read_text()
+    assert text.count('"value": 0.5,') == 2
+    path.write_text(text.replace('"value": 0.5,', '"value": 0.4,'))
+    assert tables.main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "a.json" in error and "it has changed since it was written" in error
 
 
 def test_no_record_at_all(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -303,7 +313,7 @@ def test_chosen_points():
 
 def test_front_table_and_plot(tmp_path: Path):
     for i, data in enumerate(SWEEP):
-        (tmp_path / f"{i}.json").write_text(json.dumps(data))
+        write_record(tmp_path / f"{i}.json", data)
     out = tmp_path / "tables" / "front"
     assert front.main([str(tmp_path), "--out", str(out)]) == 0
     text = out.with_suffix(".md").read_text()

@@ -69,8 +69,8 @@ def verify(folder: Path = WORLD) -> None:
     wrong = [name for name in sorted(frozen.keys() | found.keys()) if frozen.get(name) != found.get(name)]
     if wrong or said["hash"] != world_hash(found):
         raise ValueError(
-            f"{folder / (wrong or [CARD])[0]} is not the file that was frozen as {said['name']}; put it back, or freeze "
-            "a world of your own under another name"
+            f"{folder / (wrong or [CARD])[0]} is not the file that was frozen as {said['name']}; put it back, or "
+            "freeze a world of your own under another name"
         )
 
 
