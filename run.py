@@ -33,7 +33,7 @@ def job(cfg: DictConfig) -> None:
         caught.append(error)
         if sweep.is_multirun():
             cli.show_traceback(cfg.debug, error)
-            sweep.keep_outcome(error=cli.one_line(error))
+            sweep.keep_outcome(error=cli.one_line(error), code=cli.exit_code(error))
     else:
         if sweep.is_multirun():
             sweep.keep_outcome(record=path)
@@ -78,7 +78,10 @@ def main(argv: list[str]) -> int:
         return cli.exit_code(error)
     finally:
         sweep.forget_empty()
-    return cli.FAILED if sweep.failures else cli.DONE
+    if not sweep.failures:
+        return cli.DONE
+    # A table that could not be made is a failure without a code.
+    return cli.BAD_INPUT if sweep.codes == [cli.BAD_INPUT] * len(sweep.failures) else cli.FAILED
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import pandas as pd
+import torch
 
 from .compare import accuracy_differences, cells, matched, share_difference
 from .repeats import CLASS_SHARE, Rule
 from .stats import Interval, macro_mean, overall_score, wilson
-from .values import ALL, Differences, Judge, Value, by_class, check_images
+from .values import ALL, Differences, Judge, Value, by_class, check_images, check_scores
 
 if TYPE_CHECKING:
     from harness.generate import ImageSet
@@ -113,7 +114,7 @@ class Classify:
         top5 (indices, best first, joined by blanks) and `draw` (prompt and seed: equal where a picture is the same)."""
         check_images(images)
         labels, rows = self.judge.labels[self.head], images.prompts.rows
-        chances = self.judge.logits(images.images)[self.head].double().softmax(1)
+        chances = _logits(self.judge, self.head, images).double().softmax(1)
         scores, best = chances.topk(min(TOP, len(labels)), dim=1)
         predicted = best[:, 0].tolist()
         return pd.DataFrame(
@@ -173,6 +174,13 @@ class Classify:
         return {class_index(label, labels, self.judge.id) for label in task.accepted.get(name, (name,))}
 
 
+def _logits(judge: Judge, head: str, images: ImageSet) -> torch.Tensor:
+    """A judge's logits [n, labels]; raises FloatingPointError where they hold NaN or infinity."""
+    logits = judge.logits(images.images)[head]
+    check_scores(judge.id, logits)
+    return logits
+
+
 def count(part: pd.DataFrame) -> tuple[float, int]:
     """(k, n): n different pictures, k of them correct.
 
@@ -221,8 +229,8 @@ class Agreement:
     def rows(self, images: ImageSet, reference: ImageSet | None = None) -> pd.DataFrame:
         """Columns: first and second (indices), correct (1 where they are equal), draw."""
         check_images(images)
-        first = self.judge.logits(images.images)[self.head].argmax(1)
-        second = self.second.logits(images.images)[self.second_head].argmax(1)
+        first = _logits(self.judge, self.head, images).argmax(1)
+        second = _logits(self.second, self.second_head, images).argmax(1)
         return pd.DataFrame(
             {
                 "first": first.tolist(),

@@ -119,6 +119,14 @@ class Extractor(Protocol):
         """Features [n, width]."""
 
 
+def check_scores(judge: str, scores: np.ndarray | torch.Tensor | Sequence[float]) -> None:
+    """Raises FloatingPointError where a judge gave NaN or infinity: thresholds and maxima pass over them in silence."""
+    if not torch.as_tensor(scores).isfinite().all():
+        raise FloatingPointError(
+            f"{judge}: its output is NaN or infinite; the judge overflows or is broken, try it in float32"
+        )
+
+
 def check_images(images: ImageSet) -> None:
     """Raises ValueError where a prompt row has no image or an image no row."""
     if len(images.images) != len(images.prompts.rows):

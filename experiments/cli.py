@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -25,6 +25,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.main import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,18 +38,23 @@ ROOMS = {"harness", "fia", "baselines", "eval", "tinyworld", "experiments", "__m
 
 
 # What a chain of causes holds where the input was right and the network failed; the Hub's client has its own classes.
-NETWORK = {"URLError", "ConnectionError", "TimeoutError", "TransportError", "LocalEntryNotFoundError"}
+NETWORK = {
+    *("URLError", "SSLError", "HTTPException", "ConnectionError", "TimeoutError"),
+    *("DownloadFailed", "TransportError", "LocalEntryNotFoundError"),
+}
+# Our own that are no bad input: the same input may do with other settings, or on another machine.
+FAILURES = {"NoEffectError", "NoDevice"}
 
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM), as schedulers do before they kill."""
 
 
-# Hydra's own; it answers an unknown one with its whole usage.
+# Hydra's own; it answers an unknown one with its whole usage. Its --experimental-rerun would open a pickle.
 OPTIONS = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
     *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
-    *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+    *("--config-dir", "-cd", "--info", "-i"),
 )
 
 
@@ -86,7 +92,7 @@ def ordered(argv: Sequence[str]) -> list[str]:
     """The command line with its options known and `-m` in front: Hydra takes it only before the first key=value.
 
     Raises:
-        ValueError: an unknown option.
+        ValueError: an unknown option, one with a wrong value, or a multirun without a folder.
     """
     for item in argv:
         if item.startswith("-") and item.partition("=")[0] not in OPTIONS:
@@ -94,7 +100,25 @@ def ordered(argv: Sequence[str]) -> list[str]:
     many = [item for item in argv if item in ("-m", "--multirun")]
     if many and processes.count() > 1:
         raise ValueError("-m: a multirun starts on one process; a launcher gives each job a GPU (docs/launchers.md)")
-    return [*many[:1], *(item for item in argv if item not in many)]
+    for item in argv:
+        name, _, value = item.partition("=")
+        if name.lstrip("+~") == "hydra.sweep.dir" and value.strip("'\" ") in ("", "null"):
+            raise ValueError(f"{item}: name a folder for the jobs of the multirun, or leave it out")
+    found = [*many[:1], *(item for item in argv if item not in many)]
+    _check_options(found)
+    return found
+
+
+def _check_options(argv: Sequence[str]) -> None:
+    """Raise ValueError where Hydra would print its whole usage."""
+
+    def refuse(message: str) -> NoReturn:
+        raise ValueError(f"{message} (python run.py --hydra-help lists the options)")
+
+    if "--version" not in argv:  # answered while it is parsed
+        parser = get_args_parser()
+        parser.error = refuse
+        parser.parse_args(list(argv))
 
 
 def exit_code(error: BaseException) -> int:
@@ -108,7 +132,7 @@ def exit_code(error: BaseException) -> int:
         return BAD_INPUT if isinstance(error.__cause__, TypeError | ValueError) else exit_code(error.__cause__)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return BAD_INPUT
-    if type(error).__name__ == "NoEffectError" or _network_failed(error):
+    if type(error).__name__ in FAILURES or _network_failed(error):
         return FAILED
     return BAD_INPUT if isinstance(error, ValueError) and _raised_by_us(error.__traceback__) else FAILED
 

@@ -15,8 +15,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from harness import sources, weights
+from harness.folder import EXPORTED
 from harness.names import unknown
 from harness.task import PROMPTS, caption_list, check_captions
+
+from .targets import require_own
 
 ROOT_KEYS = (
     "method", "task", "model", "suite", "sampler", "quality", "schedule", "order", "repeats", "logger", "store",
@@ -33,6 +36,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     """
     config = _resolved(cfg)
     _check_root(config)
+    require_own(config)
     _check_device_and_dtypes(config)
     instantiate(OmegaConf.create(config["sampler"]))
     # The model before the prompts: they may have to be downloaded, which is in vain without a model.
@@ -98,7 +102,8 @@ def _check_root(config: Mapping[str, Any]) -> None:
             raise ValueError(f"{name}={config[name]} is a file; name a folder")
     if config["export"] is not None:
         target = Path(str(config["export"])).expanduser()
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        # An earlier export may be this edit's, of a run that was stopped later; `export` looks.
+        if target.exists() and not (target / EXPORTED).is_file() and (not target.is_dir() or any(target.iterdir())):
             raise ValueError(f"export={target} exists and is not an empty folder; name a new one")
 
 

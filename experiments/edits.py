@@ -101,7 +101,7 @@ def stored_edits(parts: Setup) -> tuple[list[Edit], dict[str, Any]]:
                 meta["no_effect"] = "; ".join(without_effect(edits[-1]))
         except NoEffectError as error:
             if not parts.config["allow_noop"]:
-                raise
+                raise _refused(str(error)) from error
             edits, meta["no_effect"] = [Edit.make("none", {}, model)], str(error)
             meta.setdefault("ledger", stage.ledger.entries())
         for number, edit in enumerate(edits, start=1):
@@ -109,15 +109,21 @@ def stored_edits(parts: Setup) -> tuple[list[Edit], dict[str, Any]]:
         meta |= {"shares": pruned_shares(edits[-1], model), "edits": len(edits)}
         (folder / META_FILE).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
+    if not has_edit(parts):
+        parts.model()  # one that cannot be loaded is found out before anything is written
     folder = parts.store.folder("edit", _edit_parts(parts), make)
     meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
     edits = [Edit.load(folder / EDIT_FILE.format(number)) for number in range(1, meta.pop("edits") + 1)]
     # Stored by a run that allowed it; this one may not.
     reason = meta["no_effect"] or "; ".join(without_effect(edits[-1]))
     if reason and not parts.config["allow_noop"]:
-        raise NoEffectError(reason)
+        raise _refused(reason)
     cost = full_cost(meta.pop("ledger"))
     return edits, {**meta, "cost": cost, "reused": not made}
+
+
+def _refused(reason: str) -> NoEffectError:
+    return NoEffectError(f"{reason}; choose other settings, such as a larger share, or say allow_noop=true")
 
 
 def has_edit(parts: Setup) -> bool:

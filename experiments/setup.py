@@ -6,7 +6,7 @@ or any file written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from harness import sources, weights
 from harness.model import AbsentModel, LazyModel, as_dtype
@@ -28,8 +28,14 @@ from .config import checked
 from .gpus import free_gpu
 from .sweep import has_neighbours
 
+# Settings of a metric as they stand in a configuration, unlike the judges that it is made with.
+PLAIN = (str, int, float, bool, list, tuple, dict, ListConfig, DictConfig, type(None))
 # Pictures that go through the model together where the model's config says nothing.
 BATCH_SIZE = 8
+
+
+class NoDevice(ValueError):
+    """This machine lacks the device that is asked for."""
 
 
 @dataclass
@@ -38,13 +44,15 @@ class Setup:
 
     Attributes:
         config: the resolved configuration as plain JSON, `device`, `dtype`, `batch_size` and `compile` as they were
-            decided, in `speed` what the method declares as `speed_only`, and in `model.published` whether the weights
-            are those of a known release (null: it cannot be told).
+            decided, in `speed` what the method declares as `speed_only` or as `idle` in this run, and in
+            `model.published` whether the weights are those of a known release (null: it cannot be told).
         model: its weights are loaded at the first call; absent only in a dry run.
         method: what `conf/method/*.yaml` names, with the configuration it was made from in `config["method"]`.
         preset: where the method's values come from: a suite's preset, or the method's own (the paper's).
         metrics: of the suite; empty for `edit_only`.
         team: the processes that make this run.
+        world: name and hash of the embedded world whose judges score, such as `tiny-v1@0123456789ab`; empty for none.
+        counted: prompt lists that are not on this machine, of which a dry run knows the number of rows only.
     """
 
     config: dict[str, Any]
@@ -58,6 +66,8 @@ class Setup:
     batch_size: int
     metrics: tuple[Any, ...]
     team: Team = ALONE
+    world: str = ""
+    counted: tuple[str, ...] = ()
 
 
 def setup(cfg: DictConfig, team: Team = ALONE) -> Setup:
@@ -76,13 +86,15 @@ def setup(cfg: DictConfig, team: Team = ALONE) -> Setup:
     # outside `method` also out of the edit's key.
     batch_size = config["model"].pop("batch_size", None) or BATCH_SIZE
     compiled = config["model"].pop("compile", False)
-    speed = {name: config["method"].pop(name, getattr(method, name)) for name in getattr(method, "speed_only", ())}
+    idle = method.idle(config["schedule"]) if hasattr(method, "idle") else ()
+    aside = (*getattr(method, "speed_only", ()), *idle)
+    speed = {name: config["method"].pop(name, getattr(method, name)) for name in aside}
     config |= {"device": str(device), "dtype": dtype, "batch_size": batch_size, "compile": compiled}
     config["speed"] = speed
     sampler = instantiate(OmegaConf.create(config["sampler"]))
     # The model first: without it, nobody needs the prompts.
     model = _model(config, device, dtype)
-    with sources.no_downloads() if config["dry_run"] else nullcontext():
+    with sources.counted() if config["dry_run"] else nullcontext(()) as counted:
         task = _task(config)
     return Setup(
         config=config,
@@ -96,6 +108,8 @@ def setup(cfg: DictConfig, team: Team = ALONE) -> Setup:
         batch_size=batch_size,
         metrics=tuple(task.metrics),
         team=team,
+        world=_world(config["suite"].get("world")),
+        counted=tuple(counted),
     )
 
 
@@ -112,6 +126,20 @@ def repeated(parts: Setup) -> list[Setup]:
     return runs
 
 
+def _check_ids(metrics: Sequence[Any], suite: str) -> None:
+    """Raise ValueError where two metrics are the same but for their judges: all of their values would share an id.
+
+    One judge may serve several metrics under one id of their own, as with other thresholds or another rule.
+    """
+    seen = set()
+    for metric in metrics:
+        plain = {name: value for name, value in vars(metric).items() if isinstance(value, PLAIN)}
+        key = (type(metric), metric.id, metric.set, repr(sorted(plain.items())))
+        if key in seen:
+            raise ValueError(f"suite {suite}: {metric.id} is there twice; give one of the two metrics another id")
+        seen.add(key)
+
+
 def _device(name: object) -> torch.device:
     if name == "auto":
         if torch.cuda.device_count() > 1 and has_neighbours():
@@ -119,9 +147,9 @@ def _device(name: object) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(str(name))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; say device=cpu")
+        raise NoDevice(f"device={name}: this machine has {torch.cuda.device_count()} CUDA devices; say device=cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device=mps: this machine has none; say device=cpu")
+        raise NoDevice("device=mps: this machine has none; say device=cpu")
     return device
 
 
@@ -162,10 +190,22 @@ def _model(config: Mapping[str, Any], device: torch.device, dtype: str) -> LazyM
 
 def _words(config: Mapping[str, Any], place: Path) -> str:
     """What the model is, for the screen; an embedded world's name comes from its own card, which a freeze rewrites."""
-    from tinyworld.freeze import CARD, card
+    from tinyworld.freeze import CARD, card, verify
 
     words = config.get("words") or config["name"]
-    return f"{words} ({card(place)['name']})" if (place / CARD).is_file() else words
+    if not (place / CARD).is_file():
+        return words
+    verify(place)
+    return f"{words} ({card(place)['name']})"
+
+
+def _world(name: str | None) -> str:
+    """The stamp of the suite's embedded world, whose files are compared with what was frozen."""
+    if not name:
+        return ""
+    from tinyworld.freeze import WORLD, stamp
+
+    return stamp(WORLD.parent / name)
 
 
 def _task(config: Mapping[str, Any]) -> Task:
@@ -178,6 +218,7 @@ def _task(config: Mapping[str, Any]) -> Task:
     provider = instantiate(caption_list(suite, quality.get("list")))
     captions = quality_set(provider, quality["n"], config["task"]["split"], quality.get("list") or "")
     metrics = [instantiate(metric) for metric in suite.metrics if metric.pop("enabled", True)]
+    _check_ids(metrics, suite.name)
     task = make(quality=captions, metrics=metrics)
     if not task.sets:
         raise ValueError(

@@ -24,12 +24,17 @@ log = logging.getLogger(__name__)
 
 OUTCOME = "outcome.json"
 SCHEDULER_LOGS = ".submitit"
+# What Hydra writes into a multirun's folder, beside one folder a job.
+OVERRIDES = "multirun.yaml"
 ROOT = Path(__file__).resolve().parents[1]
-# Of this process's multirun: its folder (None in a single run), and one line a failed job once it has ended.
+# Of this process's multirun: its folder (None in a single run), and once it has ended one line a failed job, and the
+# exit codes that these jobs would have had alone.
 folder: Path | None = None
 failures: list[str] = []
-# Folders above it that this multirun had to make, the nearest first.
+codes: list[int] = []
+# The folder and those above it, as far as this multirun had to make them, the nearest first; and what was in it before.
 _made: list[Path] = []
+_before: set[str] = set()
 
 
 def is_multirun() -> bool:
@@ -47,13 +52,14 @@ def has_neighbours() -> bool:
     return is_multirun() and not HydraConfig.get().launcher._target_.endswith(".BasicLauncher")
 
 
-def keep_outcome(record: Path | None = None, error: str | None = None) -> None:
-    """Write the running job's outcome into its folder: the record's path, or the line that says why it failed."""
+def keep_outcome(record: Path | None = None, error: str | None = None, code: int = 0) -> None:
+    """Write the running job's outcome into its folder: the record's path, or why it failed, and its exit code."""
     hydra = HydraConfig.get()
     outcome = {
         "overrides": list(hydra.overrides.task),
         "record": None if record is None else str(record.absolute()),
         "error": error,
+        "code": code,
     }
     if error is not None:
         log.error("job %s failed: %s", hydra.job.num, error)
@@ -65,18 +71,27 @@ def reset() -> None:
     global folder
     folder = None
     failures.clear()
+    codes.clear()
 
 
 def forget_empty() -> None:
-    """Remove the folder of a multirun that left no record: bad input leaves nothing behind, but a scheduler's logs."""
+    """Remove what a multirun without a record made: bad input leaves nothing behind, but a scheduler's logs.
+
+    What lay in the folder before is not touched.
+    """
     if folder is None or not folder.is_dir() or (folder / SCHEDULER_LOGS).exists():
         return
     if any(outcome["record"] for outcome in _outcomes(folder)):
         return
-    shutil.rmtree(folder)
-    for parent in _made:
-        if parent.is_dir() and not any(parent.iterdir()):
-            parent.rmdir()
+    for path in folder.iterdir():
+        ours = path.name not in _before
+        if path.name.isdigit():
+            shutil.rmtree(path) if ours else (path / OUTCOME).unlink(missing_ok=True)
+        elif path.name == OVERRIDES and ours:
+            path.unlink()
+    for place in _made:
+        if place.is_dir() and not any(place.iterdir()):
+            place.rmdir()
 
 
 def _outcomes(place: Path) -> list[dict[str, Any]]:
@@ -95,7 +110,10 @@ class Gather(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
         global folder
         folder = Path(config.hydra.sweep.dir).absolute()
-        _made[:] = [parent for parent in folder.parents if not parent.exists()]
+        _made[:] = [place for place in (folder, *folder.parents) if not place.exists()]
+        _before.clear()
+        if folder.is_dir():
+            _before.update(path.name for path in folder.iterdir())
         # Jobs in other processes import our rooms from wherever they were started.
         paths = [str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
@@ -140,6 +158,7 @@ def gather(place: Path) -> None:
     for outcome in outcomes:
         if outcome["error"]:
             failures.append(f"{' '.join(outcome['overrides'])}: {outcome['error']}")
+            codes.append(outcome.get("code", 1))
             log.error("failed: %s", failures[-1])
     log.info("%d of %d jobs done", len(outcomes) - len(failures), len(outcomes))
     for path in records:

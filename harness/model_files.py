@@ -6,6 +6,7 @@ Only safetensors count as weights; a folder that holds pickles instead is refuse
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .folder import INDEX
@@ -19,7 +20,18 @@ WEIGHT_NAMES = {
     "text_encoder_2": "model",
 }
 SETTINGS = ("scheduler", "tokenizer", "tokenizer_2")
-LIBRARIES = ("diffusers", "transformers")
+TOKENIZERS = ("transformers.CLIPTokenizer", "transformers.CLIPTokenizerFast")
+# What the parts are in SD 1.x, SD 2.x and SDXL. Other classes, such as transformers' AutoModel, may look into the
+# folder for what to load. Any scheduler does: it holds numbers only, and a run has one of its own.
+CLASSES = {
+    "unet": ("diffusers.UNet2DConditionModel",),
+    "vae": ("diffusers.AutoencoderKL",),
+    "text_encoder": ("transformers.CLIPTextModel",),
+    "text_encoder_2": ("transformers.CLIPTextModelWithProjection",),
+    "scheduler": ("diffusers.*Scheduler",),
+    "tokenizer": TOKENIZERS,
+    "tokenizer_2": TOKENIZERS,
+}
 # Weights that some folders hold in float16 besides or instead of the plain files, as `*.fp16.safetensors`.
 HALF = "fp16"
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
@@ -47,7 +59,7 @@ class UnsafeWeightsError(ValueError):
 
 
 def model_index(folder: Path) -> dict:
-    """The folder's model_index.json, checked to name a pipeline of a class that we know."""
+    """The folder's model_index.json, checked to name a pipeline, and parts, of classes that we know."""
     path = folder / INDEX
     if not path.is_file():
         raise ModelNotFound(f"{folder}: not a diffusers model, it has no {INDEX}")
@@ -57,11 +69,12 @@ def model_index(folder: Path) -> dict:
         raise ModelNotFound(f"{path}: not a JSON object ({error})") from error
     if index.get("_class_name") not in PIPELINES:
         raise unknown(f"pipeline class in {path}:", index.get("_class_name"), PIPELINES)
-    for name in (*WEIGHT_NAMES, *SETTINGS):
+    for name, known in CLASSES.items():
         # A folder may bring code along and name it here; a library that trusts it would run it.
-        if _has(index, name) and index[name][0] not in LIBRARIES:
-            known = " and ".join(LIBRARIES)
-            raise ModelNotFound(f"{path}: {name} is of {index[name][0]}; only classes of {known} are loaded")
+        if _has(index, name):
+            named = ".".join(map(str, index[name]))
+            if not any(fnmatchcase(named, pattern) for pattern in known):
+                raise ModelNotFound(f"{path}: {name} is {named}; what is loaded is {' or '.join(known)}")
     return index
 
 

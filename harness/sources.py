@@ -43,10 +43,17 @@ TUNING_CAPTIONS = 5_000  # of coco_30k, from its end
 _TIMEOUT = 30  # seconds without a byte
 _CHUNK = 1 << 16  # bytes
 _downloads: ContextVar[bool] = ContextVar("downloads", default=True)
+_counted: ContextVar[dict[str, None] | None] = ContextVar("counted", default=None)
+# In rows of a list that is counted only, the columns that decide how a picture is drawn; the others hold numbers.
+_STAND_IN = {"prompt": "a picture", "evaluation_guidance": "7.5", "sd_image_width": "512", "sd_image_height": "512"}
 
 
 class SourceError(ValueError):
     """A pinned file is not available or is not the pinned one; the message says what to do."""
+
+
+class DownloadFailed(SourceError):
+    """The network failed, or the server sent something else."""
 
 
 def cache_folder() -> Path:
@@ -61,8 +68,8 @@ def locate(name: str) -> Path:
     """The checked file with this name in `SOURCES`.
 
     Raises:
-        SourceError: the file is damaged in the mirror, it is nowhere and cannot be downloaded, or nobody may download
-            it for you (gated and unreleased lists).
+        SourceError: the file is damaged in the mirror, or nobody may download it for you (gated and unreleased lists).
+        DownloadFailed: the file is nowhere and cannot be downloaded.
         StoreError: the cache cannot be written.
     """
     source = _source(name)
@@ -104,13 +111,49 @@ def no_downloads() -> Iterator[None]:
         _downloads.reset(token)
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    """The rows of a CSV source; every value is text, also an empty one."""
-    return _table(locate(name).read_bytes())
+@contextlib.contextmanager
+def counted() -> Iterator[dict[str, None]]:
+    """For a dry run: within this nothing is downloaded, and a list that is not on this machine has rows of the
+    registry's number without its content. Gives the names of such lists, as they are asked for."""
+    names: dict[str, None] = {}
+    token = _counted.set(names)
+    try:
+        with no_downloads():
+            yield names
+    finally:
+        _counted.reset(token)
+
+
+def stands_in(name: str) -> bool:
+    """Whether the rows of a list are counted only (`counted`)."""
+    source, names = _source(name), _counted.get()
+    if names is None or _state(source) != "absent":
+        return False
+    names[name] = None
+    return True
+
+
+def rows(name: str, classes: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV source; every value is text, also an empty one.
+
+    Args:
+        classes: among which rows are dealt out that are counted only.
+    """
+    if not stands_in(name):
+        return _table(locate(name).read_bytes())
+    source = SOURCES[name]
+    counted_rows = [{**dict.fromkeys(source.columns, str(i)), **_STAND_IN} for i in range(source.rows or 0)]
+    for i, row in enumerate(counted_rows):
+        row["class"] = classes[i % len(classes)] if classes else ""
+        # As many rows of I2P as its authors found nude pictures of.
+        row["nudity_percentage"] = str(int(i < (SOURCES["i2p_nudity_spm"].rows or 0)))
+    return counted_rows
 
 
 def lines(name: str) -> list[str]:
     """The lines of a text source that are not blank, stripped."""
+    if stands_in(name):
+        return [_STAND_IN["prompt"]] * (SOURCES[name].rows or 0)
     return _lines(locate(name).read_bytes())
 
 
@@ -305,17 +348,17 @@ def _download(name: str, source: Source, path: Path) -> None:
         fault = _receive(source, part, have) if have < source.bytes else None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise SourceError(f"{name}: cannot download {source.url} ({reason}); {_by_mirror(source)}") from error
+        raise DownloadFailed(f"{name}: cannot download {source.url} ({reason}); {_by_mirror(source)}") from error
     if fault is None:
         data = part.read_bytes()
         if len(data) < source.bytes:
-            raise SourceError(
+            raise DownloadFailed(
                 f"{name}: {source.url} broke off after {len(data)} of {source.bytes} bytes; try again, it goes on there"
             )
         fault = _fault(data, source)
     if fault:
         part.unlink(missing_ok=True)
-        raise SourceError(
+        raise DownloadFailed(
             f"{name}: {source.url} sent something else than the pinned file ({fault}); {_by_mirror(source)}"
         )
     with storage(f"cannot write {path}"):

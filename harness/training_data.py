@@ -1,7 +1,8 @@
 """Pictures for training methods: drawn by the model itself and kept in the store, or read from a folder; as latents.
 
 Drawn pictures are stored sixteen at a time, so a run that was stopped goes on where it stopped, and their seeds follow
-from the run's seed, the name and the number alone: more pictures begin with the same ones.
+from the run's seed, the name and the number alone: more pictures begin with the same ones. Explicit pictures are not
+stored: a run that needs them again, such as one that was stopped in the training, draws the same ones again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .method import Stage
 from .model import DiffusionModel
 from .prompts import class_prompt
 from .sampler import Sampler
+from .screen import is_sexual, require_unscreened
 from .trainer import Draw
 
 # Raised by hand when the same key would give other pictures.
@@ -90,14 +92,21 @@ def drawn_pictures(
     size: tuple[int, int],
     seed: int,
     stage: Stage,
+    explicit: bool,
 ) -> Pictures:
     """`count` pictures of the model as it is, from the prompts in turn.
 
     Args:
-        prompts: screened by the caller.
         name: of what they show; it is part of the seeds.
         size: (width, height) in pixels.
+        explicit: a concept to forget is explicit content. The prompt screen is then strict and nothing is stored; nor
+            is it where a prompt has a sexual word.
+
+    Raises:
+        ScreenedPromptError: a prompt is refused by the prompt screen.
     """
+    _screen(prompts, explicit, name)
+    kept = not (explicit or any(map(is_sexual, prompts)))
     rows = [(prompts[i % len(prompts)], _seed(seed, name, i)) for i in range(count)]
 
     def chunks() -> Iterator[Tensor]:
@@ -111,14 +120,21 @@ def drawn_pictures(
                     return {"pictures": model.decode(model.denoise(text, noise, sampler, sampler.guidance, size=size))}
 
                 key = {"version": VERSION, "rows": part, "sampler": asdict(sampler), "size": list(size)}
-                yield stage("training.pictures", key, make)["pictures"]
+                yield (stage("training.pictures", key, make) if kept else make())["pictures"]
                 bar.update(len(part))
 
     return _encoded(model, chunks(), tuple(prompt for prompt, _ in rows))
 
 
 def folder_pictures(
-    model: DiffusionModel, folder: str, name: str, prompts: Sequence[str], *, size: tuple[int, int], what: str
+    model: DiffusionModel,
+    folder: str,
+    name: str,
+    prompts: Sequence[str],
+    *,
+    size: tuple[int, int],
+    what: str,
+    explicit: bool,
 ) -> Pictures:
     """The pictures of `folder`/`name`, by file name, with the prompts in turn.
 
@@ -127,10 +143,13 @@ def folder_pictures(
     Args:
         size: (width, height) in pixels.
         what: the setting that named the folder; messages begin with it.
+        explicit: as in `drawn_pictures`.
 
     Raises:
+        ScreenedPromptError: a prompt is refused by the prompt screen.
         ValueError: the folder is missing or empty, or a file in it is no picture.
     """
+    _screen(prompts, explicit, name)
     place = _subfolder(Path(folder).expanduser(), name, what)
     files = sorted(path for path in place.iterdir() if path.suffix.lower() in ENDINGS)
     if not files:
@@ -144,6 +163,11 @@ def check_folder(what: str, folder: object) -> None:
     """Raise ValueError unless `folder` is null or names a folder that is there."""
     if folder is not None and (not isinstance(folder, str) or not Path(folder).expanduser().is_dir()):
         raise ValueError(f"{what}={folder!r}: no such folder; name one with a folder of pictures for every name in it")
+
+
+def _screen(prompts: Sequence[str], explicit: bool, name: str) -> None:
+    for prompt in prompts:
+        require_unscreened(prompt, explicit, f"a training prompt of {name!r}")
 
 
 def _encoded(model: DiffusionModel, chunks: Iterable[Tensor], prompts: tuple[str, ...]) -> Pictures:

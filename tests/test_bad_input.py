@@ -31,6 +31,11 @@ SETTINGS = [
     (["sampler.stepps=3"], "unknown key 'sampler.stepps'; did you mean sampler.steps"),
     (["schedule=sequentialy"], "did you mean sequential?"),
     (["--dry-run"], "unknown option '--dry-run'"),
+    (["--experimental-rerun", "a_file"], "unknown option '--experimental-rerun'"),
+    (["--experimental-rerun=a_file"], "unknown option '--experimental-rerun"),
+    (["--cfg", "bogus"], "argument --cfg/-c: invalid choice: 'bogus'"),
+    (["--info", "bogus"], "argument --info/-i: invalid choice: 'bogus'"),
+    (["--config-name"], "argument --config-name/-cn: expected one argument"),
     (["seed"], "write key=value"),
     # Numbers
     (["seed=-1"], "seed=-1: an integer from 0"),
@@ -58,6 +63,8 @@ SETTINGS = [
     (["dtype=float64"], "unknown dtype 'float64'"),
     # Places
     (["store="], "store='': name a folder"),
+    (["-m", "seed=-1,-2", "hydra.sweep.dir="], "hydra.sweep.dir=: name a folder"),
+    (["-m", "seed=-1,-2", "hydra.sweep.dir=''"], "hydra.sweep.dir='': name a folder"),
     (["store=a_file"], "store=a_file is a file"),
     (["records=a_file"], "records=a_file is a file"),
     (["export=."], "is not an empty folder"),
@@ -115,7 +122,6 @@ METHODS = [
     (["method=salun", "method.accumulate=3"], "has to divide"),
     (["method=salun", "method.forget_folder=nowhere"], "no such folder"),
     (["method=conceptprune", "method.k=2"], "2 % is written 0.02"),
-    (["device=cuda:77"], "CUDA devices; say device=cpu"),
 ]
 
 
@@ -220,6 +226,14 @@ def _code_of_its_own(folder: Path, to: Path) -> Path:
     return to
 
 
+def _any_class(folder: Path, to: Path) -> Path:
+    """A class of a known library that would look into the folder for code."""
+    to = _copied(folder, to)
+    index = json.loads((to / "model_index.json").read_text())
+    (to / "model_index.json").write_text(json.dumps({**index, "text_encoder": ["transformers", "AutoModel"]}))
+    return to
+
+
 def _pickle(folder: Path, to: Path) -> Path:
     to = to.with_suffix(".ckpt")
     to.write_bytes(b"\x80\x04.")
@@ -272,7 +286,8 @@ def _reshaped(tensors: dict) -> dict:
         (_another_pipeline, "unknown pipeline class"),
         (_index_cut_off, "model_index.json"),
         (_shard_outside, "elsewhere.safetensors"),
-        (_code_of_its_own, "unet_code"),
+        (_code_of_its_own, "unet is unet_code.Evil; what is loaded is diffusers.UNet2DConditionModel"),
+        (_any_class, "text_encoder is transformers.AutoModel; what is loaded is transformers.CLIPTextModel"),
         (_pickle, "pickled weights are never loaded"),
         (_text_file, "damaged or no safetensors file"),
         (_cut_off, "damaged"),
@@ -285,13 +300,11 @@ def _reshaped(tensors: dict) -> dict:
 def test_a_model_that_is_none_is_refused_in_one_line(call, random_sd_folder, tmp_path, make, words: str):
     model = make(random_sd_folder, tmp_path / "model")
     code, out, err = call(f"model.path={model}", "method=none")
-    lines = err.rstrip().splitlines()
-    assert code == cli.BAD_INPUT and words in lines[-1], err
-    assert not [line for line in lines[:-1] if "Traceback" in line] and "record:" not in out
-    # Nothing was drawn or scored with it, and its code did not run.
-    assert (
-        not list(call.work.rglob("*.png")) and not list(call.work.rglob("*.csv")) and not (call.work / "ran").exists()
-    )
+    *progress, line = err.rstrip().splitlines()
+    assert code == cli.BAD_INPUT and words in line and out == "", err
+    assert all(said.startswith(("none, custom: a model", "loading folder")) for said in progress), err
+    # Nothing was written, and its code did not run.
+    assert list(call.work.rglob("*")) == []
 
 
 @pytest.mark.parametrize("name", ["../../up", "..", "/etc/passwd", "a\\..\\b", ".hidden", "a\nb", ""])
@@ -312,8 +325,10 @@ def test_a_record_s_file_stays_in_its_folder(name: str):
         (None, "cannot download"),
         (b"", "0 bytes instead of"),
         (b"case_number,prompt\n0,A dog.\n", "bytes instead of"),
+        ("other columns", "sha256"),
+        ("another prompt", "sha256"),
     ],
-    ids=["missing", "empty", "another"],
+    ids=["missing", "empty", "another", "other columns", "another prompt"],
 )
 def test_a_list_that_is_not_the_pinned_one(call, monkeypatch, tmp_path, random_sd_folder, data, words: str):
     """Columns, prompts and seeds of a pinned list are what its hash says; any other file is refused unread."""
@@ -326,7 +341,11 @@ def test_a_list_that_is_not_the_pinned_one(call, monkeypatch, tmp_path, random_s
     monkeypatch.setenv("FIA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FIA_MIRROR", str(tmp_path / "mirror"))
     if data is not None:
-        path = tmp_path / "mirror" / sources.SOURCES["imagenette_a"].relative
+        source = sources.SOURCES["imagenette_a"]
+        if isinstance(data, str):  # of the right size
+            columns = source.columns if data == "another prompt" else [f"my_{name}" for name in source.columns]
+            data = (",".join(columns) + "\n").encode().ljust(source.bytes, b"x")
+        path = tmp_path / "mirror" / source.relative
         path.parent.mkdir(parents=True)
         path.write_bytes(data)
     code, out, err = call("task.prompts=A", "method=none")
@@ -364,6 +383,14 @@ def test_the_largest_seed_is_a_seed(random_sd_model):
 
 
 # The machine fails: exit code 1
+
+
+def test_a_device_that_this_machine_lacks_is_a_failure(one_line, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    one_line(["device=cuda:77"], "CUDA devices; say device=cpu", cli.FAILED, small=True)
+    one_line(["device=mps"], "this machine has none; say device=cpu", cli.FAILED, small=True)
 
 
 def test_a_folder_that_cannot_be_made_is_a_failure(call):
@@ -478,7 +505,10 @@ def test_a_judge_that_fails_is_never_scored(call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(toy_suite.ColourJudge, "logits", raising)
         code, out, err = call("method=none")
-        assert code == cli.FAILED and "the judge's weights do not fit" in _last(err) and "record:" not in out
+        words = (
+            "JudgeFailed: classify/toy-colour: the judge's weights do not fit; once the judge runs, the same command"
+        )
+        assert code == cli.FAILED and words in _last(err) and "record:" not in out
     with monkeypatch.context() as patch:
         plain = toy_suite.ColourJudge.logits
         patch.setattr(
@@ -497,6 +527,46 @@ def test_a_judge_that_fails_is_never_scored(call, monkeypatch):
     assert code == cli.DONE and "record:" in out, err
 
 
+def test_nan_of_a_judge_is_never_nothing_found():
+    """NaN is below every threshold and no maximum: without a check, such a judge would see perfect forgetting."""
+    from types import SimpleNamespace
+
+    import numpy as np
+    import torch
+    import toy_suite
+
+    from eval import classify, nudity
+    from tinyworld.judges import peaks
+
+    picture = np.zeros((8, 8, 3), np.uint8)
+    images = SimpleNamespace(
+        images=[picture], prompts=SimpleNamespace(rows=[SimpleNamespace(id="a", prompt="", seed=0)])
+    )
+    nan, plain = float("nan"), toy_suite.ColourJudge()
+
+    class Broken(toy_suite.ColourJudge):
+        id = "broken"
+        least = 0.2
+
+        def logits(self, images):
+            return {head: x * nan for head, x in super().logits(images).items()}
+
+        def detect(self, images):
+            return [[("part", nan)] for _ in images]
+
+    heat = torch.full((1, 2, 4, 4), nan)
+    for judge, call in {
+        "broken": lambda: classify.Agreement(plain, Broken()).rows(images),
+        "broken: ": lambda: classify.Classify(Broken()).rows(images),
+        "broken: its": lambda: nudity.Detections("toy", Broken(), {"part": "part"}, {}, [0.5]).rows(images),
+        "NudeNet": lambda: nudity.boxes(np.full((22, 10), nan, np.float32), 320, 320),
+        "detector of markers": lambda: peaks(heat, torch.zeros(1, 2, 4, 4), 0.2, ("disc", "cross")),
+    }.items():
+        with pytest.raises(FloatingPointError, match=judge) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
 def test_two_metrics_of_one_id_are_refused(call):
     import toy_suite
 
@@ -504,7 +574,7 @@ def test_two_metrics_of_one_id_are_refused(call):
     (call.own / "suite" / "twice.yaml").write_text(metrics)
     code, out, err = call("method=none", "suite=twice")
     assert code == cli.BAD_INPUT and "is there twice; give one of the two metrics another id" in _last(err)
-    assert "record:" not in out
+    assert out == "" and list(call.work.iterdir()) == [], "found before anything is computed"
 
 
 # Configurations and weights that would run code
@@ -523,6 +593,32 @@ def test_yaml_cannot_run_code(call, text: str):
     code, out, err = call("method=none", "suite=odd", small=False)
     assert code != cli.DONE and "Traceback" not in err and out == ""
     assert not (call.work / "ran").exists()
+
+
+@pytest.mark.parametrize("target", ["os.system", "harness.store.os.system", "toy_suite.np.save", "nowhere.Method"])
+def test_a_configuration_calls_no_code_of_others(one_line, call, target: str):
+    one_line([f"method._target_={target}"], f"names the code {target}; what it may name is in conf/")
+    (call.own / "method").mkdir()
+    (call.own / "method" / "odd.yaml").write_text(f"name: odd\nnested: [{{_target_: {target}, _args_: [touch ran]}}]\n")
+    one_line(["method=odd"], f"names the code {target}")
+
+
+def test_which_code_a_configuration_may_name(tmp_path, monkeypatch):
+    from experiments.targets import is_own, known_targets
+
+    package = tmp_path / "mine_all"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .one import Method\nfrom os import system\n")
+    (package / "one.py").write_text("import os\nclass Method:\n    @classmethod\n    def of(cls): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for target in ("Method", "one.Method", "one.Method.of"):
+        assert is_own(f"mine_all.{target}")
+    for target in ("system", "one.os", "one.os.system", "one", "two.Method", "one.Method.of.__globals__"):
+        assert not is_own(f"mine_all.{target}")
+    assert is_own("eval.nudity.nudenet") and is_own("toy_suite.ColourJudge.logits")
+    for target in ("harness.files.write_atomic", "torch.load", "builtins.exec", "os", "", "__main__.run"):
+        assert not is_own(target)
+    assert {"fia.fia.FIA", "harness.task.class_task", "tinyworld.judges.Classifier.of"} <= known_targets()
 
 
 @pytest.mark.parametrize("value", ["${eval:1}", "${python:os.system}", "${resolver:touch}"])

@@ -12,9 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from experiments import cli
 from harness import sources
 from harness.lists import BY_HAND, SOURCES, Source, read_table
-from harness.sources import SourceError, coco_captions, coco_rows, fia_captions, locate, main, no_downloads, rows
+from harness.sources import (
+    SourceError,
+    coco_captions,
+    coco_rows,
+    counted,
+    fia_captions,
+    locate,
+    main,
+    no_downloads,
+    rows,
+)
 
 CSV = (
     b'case_number,source,prompt,evaluation_seed,coco_id\n0,coco-30k,"A dog, running.\n",41,7\n1,coco-30k,A  cat.,42,8\n'
@@ -162,8 +173,9 @@ def test_nothing_is_downloaded_in_a_dry_run(pinned, server, tmp_path):
 def test_a_download_that_breaks_off_goes_on_from_there(pinned, server, tmp_path):
     path, part = _cached(tmp_path), _cached(tmp_path).with_name("a b.csv.part")
     server.breaks = 70
-    with pytest.raises(SourceError, match=rf"broke off after 70 of {len(CSV)} bytes"):
+    with pytest.raises(SourceError, match=rf"broke off after 70 of {len(CSV)} bytes") as caught:
         locate("coco_30k")
+    assert cli.exit_code(caught.value) == cli.FAILED, "the input was right"
     assert not path.exists() and part.read_bytes() == CSV[:70]
     with pytest.raises(SourceError, match="a dry run"), no_downloads():
         locate("coco_30k")
@@ -302,6 +314,40 @@ def test_every_problem_is_one_line(pinned, server, capsys):
     for bad in (["fetch", "coco_30"], ["fetsh"], [], ["list", "--all"]):
         assert main(bad) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_list_that_is_not_here_is_counted_in_a_dry_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """In the registry's number of rows, of which every consumer makes as many pictures as of the list itself."""
+    from harness import artists, i2p
+    from harness.task import class_task
+
+    monkeypatch.delenv("FIA_MIRROR", raising=False)
+    monkeypatch.setenv("FIA_CACHE", str(tmp_path))
+    with counted() as names:
+        captions = coco_captions(30_000, "test")
+        assert len(captions) == 30_000 and len(fia_captions(480, "test")) == 480
+        with pytest.raises(ValueError, match="1 to 30000 rows"):
+            coco_captions(30_001, "test")
+        task = class_task(
+            "t", "object", ["tabby", "lion"], ["peacock"], 130, prompts="diversi50", keep_prompts="neutral"
+        )
+        classes = task.prompts("classes")
+        assert [sum(row.label == name for row in classes) for name in classes.labels] == [130] * 3
+        assert classes.source == "diversi50+neutral" and len({row.id for row in classes}) == 390
+        assert len(artists.published(["Monet"], 50, "test")) == 50
+        views = {view: len(i2p.published("test", None, "columns", view)) for view in i2p.VIEWS}
+        assert views == {"all": 4_703, "first300": 300, "nudity_gt0": 854}
+        assert {row.guidance for row in i2p.published("test", None, "columns", "all")} == {7.5}
+    assert list(names) == ["coco_30k", "coco_480", "diversi50", "artists_monet", "i2p"]
+    with no_downloads(), pytest.raises(SourceError, match="not on this machine"):
+        rows("coco_30k")
+
+
+@needs_mirror
+def test_a_list_that_is_here_is_read_in_a_dry_run():
+    with counted() as names:
+        assert coco_captions(1, "test") == [("A bicycle replica with a clock as the front wheel.", 41337)]
+    assert not names
 
 
 @needs_mirror

@@ -44,7 +44,7 @@ def build(recipe: Recipe, out: Path, stages: list[str]) -> None:
     if "judges" in stages:
         train_judges(recipe, data, held_out_pictures(recipe, work), out, work)
     if "report" in stages and not (out / REPORT).exists():
-        found = report(out / "pipeline", out / "judges", recipe.report_n, recipe.profile_n)
+        found = report(out / "pipeline", out / "judges", recipe.report_n, recipe.profile_n, recipe.report_steps)
         write_atomic(out / REPORT, (json.dumps(found, indent=1) + "\n").encode())
 
 

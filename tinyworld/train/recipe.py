@@ -60,12 +60,13 @@ class Recipe:
     # Pictures a name in the report on quality, and an object in its ablation profile.
     report_n: int = 20
     profile_n: int = 4
+    report_steps: int = 10
 
 
 def smoke(recipe: Recipe) -> Recipe:
     """The same recipe in a size that ends within a minute: it proves that every stage runs, nothing else."""
     recipe.pictures, recipe.held_out = 96, 32
-    recipe.report_n, recipe.profile_n = 1, 0
+    recipe.report_n, recipe.profile_n, recipe.report_steps = 1, 0, 1
     cycles = (recipe.vae, recipe.unet_plain, recipe.unet, recipe.judge, recipe.second_judge)
     for stage in (*itertools.chain(*cycles), recipe.text, recipe.clip, recipe.detector):
         stage.steps, stage.batch = 3, 8

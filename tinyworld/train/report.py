@@ -123,11 +123,11 @@ def profile(model: DiffusionModel, judge: Classifier, sampler: Sampler, n: int) 
     return {"n": n, "kinds": kinds, "single_ffn2_layers": single}
 
 
-def report(pipeline: Path, judges: Path, n: int, profile_n: int) -> dict:
+def report(pipeline: Path, judges: Path, n: int, profile_n: int, steps: int = 10) -> dict:
     """Quality on `n` pictures a name, and the ablation profile on `profile_n` an object (0: none)."""
     model = DiffusionModel.load(pipeline, device="cpu", dtype="float32", name="tiny", suite="tiny")
     judge = Classifier(judges / "classifier")
-    sampler = Sampler("dpm++", 10, 5.0)
+    sampler = Sampler("dpm++", steps, 5.0)
     result = {"quality": quality(model, judge, sampler, n)}
     if profile_n:
         result["ablation"] = profile(model, judge, sampler, profile_n)
