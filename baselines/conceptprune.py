@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from harness.checks import flag, fraction, one_of, pixels, texts, whole
+from harness.checks import flag, fraction, one_of, pixels, texts, to_forget, whole
 from harness.edit import Edit, NoEffectError
 from harness.hooks import reading_inputs
 from harness.masks import pack, top_entries, unpack
@@ -142,14 +142,13 @@ class ConceptPrune:
         Raises:
             NoEffectError: no weight would be pruned, with the reason.
         """
-        if not concepts:
-            raise ValueError("conceptprune: name at least one concept to forget")
+        concepts = to_forget("conceptprune", model, concepts)
         width = max(layer.in_features for layer in model.layers(self.kind).values())
         if not budget(self.k, width):
             raise NoEffectError(f"conceptprune: k={self.k:g} of a row of {width} weights is less than one; choose more")
         prune: dict[str, Tensor] = {}
         selected = {}
-        for concept in dict.fromkeys(concepts):
+        for concept in concepts:
             mask = unpack(self.mask(model, concept, seed, stage))
             for name, layer in mask.items():
                 prune[name] = prune[name] | layer if name in prune else layer

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from harness.checks import one_of, pixels, texts, whole
+from harness.checks import one_of, pixels, texts, to_forget, whole
 from harness.edit import Edit
 from harness.method import Stage, scratch
 from harness.model import Conditioning, DiffusionModel
@@ -58,14 +58,17 @@ from .picture_folders import content_of
 
 log = logging.getLogger(__name__)
 
-# Beside the trained tensors: how far the unconditional prediction moved.
-DRIFT = "drift"
+# Beside the trained tensors: how far the unconditional prediction moved, and what the monitor measured.
+DRIFT, INFORMATION = "drift", "information"
 
 VARIANTS = ("B1", "A", "B2", "B3")
 ON_PICTURES = ("B1", "A")
 ROLLOUTS = ("original", "trained")
+TARGETS = ("original", "previous")
 PRESERVING = ("ddim", "dpm++")
 DRIFT_SAMPLES = 8
+# At which the mutual information is measured: the middles of twenty equal parts of the noise schedule.
+TIMESTEPS = range(25, 1000, 50)
 
 
 @dataclass
@@ -85,10 +88,13 @@ class MiMMU:
     rollout_by: str = "original"
     # Training.
     parameters: str = "xattn"
+    target_by: str = "original"
     epochs: int = 30
     learning_rate: float = 1e-5
     batch: int = 4
     precision: str = "bfloat16"
+    # Measured beside; it does not change the edit. Off, for it costs about a sixth of the training.
+    monitor: int = 0
     # Memory; it does not decide the result.
     accumulate: int = 1
 
@@ -112,8 +118,17 @@ class MiMMU:
         one_of("mim_mu's rollout_by", self.rollout_by, ROLLOUTS)
         self.size = pixels("mim_mu: size", self.size)
         one_of("mim_mu's parameters", self.parameters, PARAMETERS)
+        one_of("mim_mu's target_by", self.target_by, TARGETS)
         whole("mim_mu: epochs", self.epochs)
+        whole("mim_mu: monitor", self.monitor, least=0)
         self.settings.check("mim_mu")
+
+    def idle(self, schedule: str) -> tuple[str, ...]:
+        """See `harness.method.Method`: only after other edits is there a choice of targets."""
+        return (
+            *(("target_by",) if schedule != "sequential" else ()),
+            *(("monitor",) if not self.monitor else ()),
+        )
 
     @property
     def settings(self) -> Settings:
@@ -134,9 +149,7 @@ class MiMMU:
         Raises:
             ScreenedPromptError: a prompt is refused by the prompt screen.
         """
-        if not concepts:
-            raise ValueError("mim_mu: name at least one concept to forget")
-        concepts = list(dict.fromkeys(concepts))
+        concepts = to_forget("mim_mu", model, concepts)
         pictures, prompts = None, [prompt for c in concepts for prompt in self._cycled(self.prompts(c))]
         if self.variant in ON_PICTURES:
             pictures = Pictures.cat([self._pictures(model, concept, seed, stage) for concept in concepts])
@@ -153,20 +166,37 @@ class MiMMU:
         }
         if pictures is None:
             key |= {"rollout": asdict(self.rollout), "rollout_by": self.rollout_by}
+        untouched = model.untouched if self.target_by == "original" else {}
+        if untouched:
+            key["target_by"] = self.target_by
+        held_out = {c.name: self.prompts(c)[: self.monitor] for c in concepts} if self.monitor else {}
+        if held_out:
+            key["monitor"] = {"pictures": self.monitor, "prompts": held_out, "sampler": asdict(self.sampler)}
         names, loss = parameter_names(model, self.parameters), self.loss(model, prompts, pictures, size)
 
         def trained() -> dict[str, Tensor]:
-            drift: list[float] = []
-            place = scratch(stage, "mim_mu.training", key)
+            seen: dict[str, Tensor] = {}
+
+            def look(network: Network) -> None:
+                seen[DRIFT] = torch.tensor([self.drift(model, network, size, seed)], dtype=torch.float64)
+                if held_out:
+                    rows = [self.information(model, network, prompts, size, seed) for prompts in held_out.values()]
+                    seen[INFORMATION] = torch.tensor(rows, dtype=torch.float64)
+
             tensors = train(
-                model, names, loss, self.settings, steps=steps, seed=seed, label="MiM-MU", scratch=place,
-                at_end=lambda network: drift.append(self.drift(model, network, size, seed)),
+                model, names, loss, self.settings, steps=steps, seed=seed, label="MiM-MU",
+                scratch=scratch(stage, "mim_mu.training", key), untouched=untouched, at_end=look,
             )  # fmt: skip
-            return tensors | {DRIFT: torch.tensor(drift, dtype=torch.float64)}
+            return tensors | seen
 
         tensors = dict(stage("mim_mu.training", key, trained))
         drift = {"unconditional": float(tensors.pop(DRIFT))}
         log.info("MiM-MU: the unconditional prediction moved by %.3g of its size", drift["unconditional"])
+        information = {}
+        if held_out:
+            for name, (before, after) in zip(held_out, tensors.pop(INFORMATION).tolist(), strict=True):
+                information[name] = {"original": before, "edited": after}
+                log.info("MiM-MU: mutual information of pictures and %s: %.3g, before %.3g", name, after, before)
         info = {
             "method": self.name,
             "version": self.version,
@@ -175,6 +205,7 @@ class MiMMU:
             "pairs": len(prompts),
             "steps": steps,
             "drift": drift,
+            **({"information": information} if information else {}),
         }
         return Edit.make("delta", tensors, model, info)
 
@@ -194,11 +225,14 @@ class MiMMU:
 
     def _pictures(self, model: DiffusionModel, concept: Concept, seed: int, stage: Stage) -> Pictures:
         size, prompts = self.size or (model.size, model.size), self.prompts(concept)
+        explicit = concept.kind == "explicit"
         if self.folder is not None:
-            return folder_pictures(model, self.folder, concept.name, prompts, size=size, what="mim_mu: folder")
+            what = "mim_mu: folder"
+            return folder_pictures(model, self.folder, concept.name, prompts, size=size, what=what, explicit=explicit)
         return drawn_pictures(
-            model, prompts, self.images, name=concept.name, sampler=self.sampler, size=size, seed=seed, stage=stage
-        )
+            model, prompts, self.images, name=concept.name, sampler=self.sampler, size=size, seed=seed, stage=stage,
+            explicit=explicit,
+        )  # fmt: skip
 
     def loss(
         self, model: DiffusionModel, prompts: Sequence[str], pictures: Pictures | None, size: tuple[int, int]
@@ -244,6 +278,23 @@ class MiMMU:
             before = network.predict(z, t, empty)
         return float((now - before).norm() / before.norm())
 
+    def information(
+        self, model: DiffusionModel, network: Network, prompts: Sequence[str], size: tuple[int, int], seed: int
+    ) -> tuple[float, float]:
+        """The mutual information of prompts and pictures drawn for them: by the original model, and by the trained one.
+
+        The pictures, `monitor` of them, are drawn as pictures to forget are, from noise of their own, and stay latents.
+        """
+        draw = Draw(("monitor", seed), 0, range(self.monitor))
+        text = model.encode([prompts[i % len(prompts)] for i in range(self.monitor)])
+        noise, empty = draw.noise(_latents(model, len(draw), size)), model.unconditional(len(draw))
+        with network.original():
+            drawn = [network.denoised(text, noise, self.sampler)]
+        drawn.append(network.denoised(text, noise, self.sampler))
+        fresh = [draw.noise(noise) for _ in TIMESTEPS]
+        before, after = (mutual_information(network, x, fresh, text, empty) for x in drawn)
+        return before, after
+
 
 def aligned(network: Network, z_t: Tensor, t: Tensor, text: Conditioning, empty: Conditioning) -> Tensor:
     """B1 and B3: MSE(eps_theta(z_t, t, y), eps_phi(z_t, t, "")), the target without gradient.
@@ -278,6 +329,31 @@ def distilled(
         own = network.predict(x_t, t, text)
     prediction = network.predict(z_s, s, text)
     return 0.5 * mse_loss(prediction, prediction.detach() + marginal - own)
+
+
+def mutual_information(
+    network: Network, x: Tensor, noise: Sequence[Tensor], text: Conditioning, empty: Conditioning
+) -> float:
+    """I(x, y) as the original model judges it, from the ELBO (step 1 of docs/methods/mim_mu.md), with w = 1:
+
+        mean over pictures and TIMESTEPS of 1/2 (||eps_phi(x_t, t, "") - n||^2 - ||eps_phi(x_t, t, y) - n||^2)
+
+    where ||.||^2 is the mean over the entries of a latent. Zero for the empty prompt; positive where a picture fits its
+    prompt better than none.
+
+    Args:
+        x: [b, channels, h, w], clean latents.
+        noise: for every one of TIMESTEPS its n, in the shape of x.
+        text, empty: features of the b prompts, and of "no prompt" as guidance has it.
+    """
+    gaps = []
+    with network.original():
+        for step, n in zip(TIMESTEPS, noise, strict=True):
+            t = torch.full((len(x),), step)
+            x_t = network.noised(x, n, t)
+            marginal, conditional = (mse_loss(network.predict(x_t, t, given), n) for given in (empty, text))
+            gaps.append(0.5 * (marginal - conditional))
+    return float(torch.stack(gaps).double().mean())
 
 
 def _latents(model: DiffusionModel, n: int, size: tuple[int, int]) -> Tensor:

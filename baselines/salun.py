@@ -33,10 +33,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from harness.checks import fraction, number, one_of, pixels, texts, whole
+from harness.checks import fraction, number, one_of, pixels, texts, to_forget, whole
 from harness.edit import Edit, NoEffectError
 from harness.masks import pack, unpack
-from harness.method import Stage, scratch
+from harness.method import Scratch, Stage, scratch
 from harness.model import Conditioning, DiffusionModel
 from harness.prompts import OBJECTS, PLACES, class_prompt
 from harness.sampler import Sampler
@@ -136,9 +136,7 @@ class SalUn:
         Raises:
             NoEffectError: no weight may move.
         """
-        if not concepts:
-            raise ValueError("salun: name at least one concept to forget")
-        concepts = list(dict.fromkeys(concepts))
+        concepts = to_forget("salun", model, concepts)
         pairs = self.pairs(concepts)
         forget = self.forget_pictures(model, concepts, seed, stage)
         retain = self.retain_pictures(model, concepts, seed, stage)
@@ -154,7 +152,11 @@ class SalUn:
         }
         masks, selected = None, None
         if self.r < 1:
-            masks = unpack(stage("salun.mask", mask_key, lambda: pack(self.saliency_mask(model, forget, seed))))
+
+            def made() -> dict[str, Tensor]:
+                return pack(self.saliency_mask(model, forget, seed, scratch(stage, "salun.mask", mask_key)))
+
+            masks = unpack(stage("salun.mask", mask_key, made))
             selected = {
                 "unet": sum(int(mask.sum()) for mask in masks.values()),
                 "trained": sum(int(masks[name].sum()) for name in names),
@@ -220,7 +222,9 @@ class SalUn:
         for concept in concepts:
             prompts = [filled(self.prompt, concept.name)]
             parts.append(
-                self._pictures(model, prompts, concept.name, self.images, self.forget_folder, "forget", seed, stage)
+                self._pictures(
+                    model, concepts, prompts, concept.name, self.images, self.forget_folder, "forget", seed, stage
+                )
             )
         return Pictures.cat(parts)
 
@@ -241,7 +245,7 @@ class SalUn:
         count = math.ceil(self.retain_images / len(groups))
         return Pictures.cat(
             [
-                self._pictures(model, prompts, name, count, self.retain_folder, "retain", seed, stage)
+                self._pictures(model, concepts, prompts, name, count, self.retain_folder, "retain", seed, stage)
                 for name, prompts in groups.items()
             ]
         )
@@ -249,6 +253,7 @@ class SalUn:
     def _pictures(
         self,
         model: DiffusionModel,
+        concepts: Sequence[Concept],
         prompts: Sequence[str],
         name: str,
         count: int,
@@ -257,13 +262,22 @@ class SalUn:
         seed: int,
         stage: Stage,
     ) -> Pictures:
-        size = self.size or (model.size, model.size)
+        size, explicit = self.size or (model.size, model.size), _explicit(concepts)
         if folder is not None:
-            return folder_pictures(model, folder, name, prompts, size=size, what=f"salun: {what}_folder")
-        return drawn_pictures(model, prompts, count, name=name, sampler=self.sampler, size=size, seed=seed, stage=stage)
+            what = f"salun: {what}_folder"
+            return folder_pictures(model, folder, name, prompts, size=size, what=what, explicit=explicit)
+        return drawn_pictures(
+            model, prompts, count, name=name, sampler=self.sampler, size=size, seed=seed, stage=stage, explicit=explicit
+        )
 
-    def saliency_mask(self, model: DiffusionModel, forget: Pictures, seed: int) -> dict[str, Tensor]:
-        """Stage 1: bool by UNet parameter name, True for the floor(r N) of all N weights with the largest |G|."""
+    def saliency_mask(
+        self, model: DiffusionModel, forget: Pictures, seed: int, place: Scratch | None = None
+    ) -> dict[str, Tensor]:
+        """Stage 1: bool by UNet parameter name, True for the floor(r N) of all N weights with the largest |G|.
+
+        Args:
+            place: for checkpoints of the sums; None keeps none.
+        """
 
         def loss(network: Network, draw: Draw) -> Tensor:
             items = draw.items(len(forget), "forget")
@@ -276,7 +290,7 @@ class SalUn:
 
         gradients = summed_gradients(
             model, parameter_names(model, "full"), loss, self.settings,
-            steps=math.ceil(len(forget) / self.batch), seed=seed, label="SalUn mask",
+            steps=math.ceil(len(forget) / self.batch), seed=seed, label="SalUn mask", scratch=place,
         )  # fmt: skip
         total = sum(gradient.numel() for gradient in gradients.values())
         k = math.floor(self.r * total)
@@ -356,7 +370,10 @@ def _text(model: DiffusionModel, prompts: Sequence[str]) -> Conditioning:
     return Conditioning.cat([model.encode([prompt]) if prompt else model.unconditional(1) for prompt in prompts])
 
 
+def _explicit(concepts: Sequence[Concept]) -> bool:
+    return any(concept.kind == "explicit" for concept in concepts)
+
+
 def _screen(prompts: Sequence[str], concepts: Sequence[Concept]) -> None:
-    explicit = any(concept.kind == "explicit" for concept in concepts)
     for prompt in prompts:
-        require_unscreened(prompt, explicit, "a prompt of salun")
+        require_unscreened(prompt, _explicit(concepts), "a prompt of salun")

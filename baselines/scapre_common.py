@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.checks import finite
+from harness.checks import finite, to_forget
 from harness.edit import Edit
 from harness.model import DiffusionModel
+from harness.screen import require_unscreened
 from harness.task import Concept
 
 log = logging.getLogger(__name__)
@@ -64,21 +65,19 @@ def read_texts(model: DiffusionModel, concepts: Sequence[Concept], guide: str) -
     Concepts are sorted, so that their order does not decide the last bits of the sums.
 
     Raises:
-        ValueError: there is no concept, or one without a subject token.
+        ValueError: see `to_forget`.
+        ScreenedPromptError: the guide is refused by the prompt screen.
         FloatingPointError: the features hold NaN or infinity.
     """
-    if not concepts:
-        raise ValueError("scapre: name at least one concept to forget")
-    names = tuple(sorted(concept.name for concept in concepts))
+    names = tuple(sorted(concept.name for concept in to_forget("scapre", model, concepts)))
+    require_unscreened(guide, any(concept.kind == "explicit" for concept in concepts), "scapre: guide")
     features = model.token_features([*names, guide, ""])
     # Metal knows no float64.
     device = torch.device("cpu") if model.device.type == "mps" else model.device
     hidden = finite("scapre: text features", features.hidden).to(device, torch.float64)
     *subjects, start, _ = features.last.tolist()
     rows, owner, partner = [], [], []
-    for k, (name, subject) in enumerate(zip(names, subjects)):
-        if subject < 1:
-            raise ValueError(f"scapre: the tokenizer finds no token in the concept {name!r}; name it otherwise")
+    for k, subject in enumerate(subjects):
         count = hidden.shape[1] - max(subject, start)
         rows.append(hidden[k, subject : subject + count])
         owner += [k] * count

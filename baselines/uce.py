@@ -21,11 +21,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.checks import finite, flag, number, one_of, texts
+from harness.checks import finite, flag, number, one_of, texts, to_forget
 from harness.edit import Edit, NoEffectError
 from harness.method import Stage
 from harness.model import KINDS, DiffusionModel
 from harness.names import unknown
+from harness.screen import require_unscreened
 from harness.task import Concept
 from harness.tokens import aligned_rows, last_token_rows
 
@@ -82,15 +83,18 @@ class UCE:
 
         Raises:
             NoEffectError: no output is asked to change.
+            ScreenedPromptError: a text is refused by the prompt screen.
             FloatingPointError: text features or old weights hold NaN or infinity, or new ones in the model's dtype.
         """
-        if not concepts:
-            raise ValueError("uce: name at least one concept to forget")
+        concepts = to_forget("uce", model, concepts)
         # Sorted, so that the sums, and with them the last bits, do not depend on the order of the concepts.
         pairs = self.pairs(sorted(concepts, key=lambda concept: (concept.name, concept.kind)))
         erased = {concept.name.casefold() for concept in concepts}
         preserve = sorted({text for text in self.preserve if text.casefold() not in erased})
         preserve += [""] if self.preserve_empty and "" not in preserve else []
+        explicit = any(concept.kind == "explicit" for concept in concepts)
+        for text in {*preserve, *(text for pair in pairs for text in pair)}:
+            require_unscreened(text, explicit, "a text of uce")
         p = self.preserve_scale if self.preserve_scale is not None else max(0.1, 1 / max(1, len(preserve)))
 
         layers = {name: layer for kind in self.kinds for name, layer in model.layers(kind).items()}

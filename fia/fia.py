@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from harness.checks import flag, fraction, one_of, pixels, texts, whole
+from harness.checks import flag, fraction, one_of, pixels, texts, to_forget, whole
 from harness.edit import Edit, NoEffectError
 from harness.masks import pack
 from harness.method import Stage
@@ -147,8 +147,7 @@ class FIA:
         Raises:
             NoEffectError: no weight would be pruned, with the reason.
         """
-        if not concepts:
-            raise ValueError("fia: name at least one concept to forget")
+        concepts = to_forget("fia", model, concepts)
         rule: dict[str, Any] = {"alpha": self.alpha, "fusion": self.fusion, "single_concept": self.single_concept}
         names = ", ".join(concept.name for concept in concepts)
         threshold = agnostic_threshold(concepts=len(concepts), **rule)

@@ -14,6 +14,9 @@ from .names import unknown
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .model import DiffusionModel
+    from .task import Concept
+
 
 def is_number(value: object) -> TypeGuard[float]:
     """A finite int or float; true and false are none."""
@@ -77,6 +80,24 @@ def pixels(what: str, size: object) -> tuple[int, int] | None:
     if len(sides) != 2 or any(isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides):
         raise ValueError(f"{what} is null, a number of pixels or [width, height], got {size!r}")
     return sides
+
+
+def to_forget(method: str, model: DiffusionModel, concepts: Sequence[Concept]) -> list[Concept]:
+    """The concepts, if a method can forget them: at least one, none of them twice, each with a token.
+
+    Methods would take a repeated one differently, as one or with twice the weight. A task refuses it before.
+    """
+    if not concepts:
+        raise ValueError(f"{method}: name at least one concept to forget")
+    seen = set()
+    names = [concept.name for concept in concepts]
+    for name, tokens in zip(names, model.subject_tokens(names), strict=True):
+        if tokens < 1:
+            raise ValueError(f"{method}: the tokenizer finds no token in the concept {name!r}; name it otherwise")
+        if name.casefold() in seen:
+            raise ValueError(f"{method}: the concept {name!r} is named twice (case does not matter)")
+        seen.add(name.casefold())
+    return list(concepts)
 
 
 def finite(what: str, tensor: Tensor) -> Tensor:

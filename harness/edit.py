@@ -24,8 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import sync
-from .folder import add_safety_checker, tidy
+from .files import claimed, sync
+from .folder import EXPORTED, add_safety_checker, tidy
 from .model import LAYER_SUFFIXES, DiffusionModel, quiet_libraries
 from .names import unknown
 from .packing import pack, unpack
@@ -92,6 +92,11 @@ class Edit:
             content = np.packbits(tensor.numpy()) if self.kind == "mask" else tensor.view(torch.uint8).numpy()
             digest.update(content.data)
         return digest.hexdigest()
+
+    @property
+    def replaced(self) -> Mapping[str, Tensor]:
+        """The weights that the edit has replaced where it is applied now, by parameter name; else nothing."""
+        return self._saved or {}
 
     def check(self, model: DiffusionModel) -> dict[str, Tensor]:
         """The model's parameters that the edit changes, by name.
@@ -245,23 +250,46 @@ def export(model: DiffusionModel, edit: Edit | None, folder: str | Path) -> Path
     """Write the edited model as a plain diffusers folder, loadable by stock `from_pretrained` without this project.
 
     `edit.json` beside the model's parts says what was done. The source's safety checker goes along where it is whole;
-    otherwise a warning says that it is left out. The folder appears whole or not at all.
+    otherwise a warning says that it is left out. The folder appears whole or not at all; until then it lies beside as
+    `.NAME.export`, where the next export to the same place clears what a killed one left.
 
     Raises:
-        ValueError: `folder` exists and is not empty.
+        ValueError: `folder` exists, is not empty, and is no earlier export of this edit, which would be left alone.
+        StoreError: another process exports to the same place.
     """
     folder = Path(folder).expanduser().absolute()
+    if edit is not None and _exported(folder) == edit.fingerprint:
+        return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; export writes to a new one")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary = folder.with_name(f".{folder.name}.export")
+    with claimed(temporary):
+        _export(model, edit, temporary, folder)
+    return folder
+
+
+def _exported(folder: Path) -> str | None:
+    """The fingerprint of the edit whose export a folder is; None where it is none."""
+    try:
+        return json.loads((folder / EXPORTED).read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _export(model: DiffusionModel, edit: Edit | None, temporary: Path, folder: Path) -> None:
+    """Fill the empty folder `temporary` and give it its name."""
+    for part in model.pipe.components.values():
+        # A fast tokenizer saves how it padded and cut last: an export must not tell what was encoded before it.
+        if (tokenizer := getattr(part, "backend_tokenizer", None)) is not None:
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
     try:
         change = edit.applied(model) if edit is not None else contextlib.nullcontext()
         with change, quiet_libraries():
             model.pipe.save_pretrained(temporary, safe_serialization=True)
         if edit is not None:
             facts = {"kind": edit.kind, "fingerprint": edit.fingerprint, **edit.info}
-            (temporary / "edit.json").write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+            (temporary / EXPORTED).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
         add_safety_checker(model.source, temporary)
         tidy(temporary)
         for file in temporary.rglob("*"):
@@ -272,7 +300,6 @@ def export(model: DiffusionModel, edit: Edit | None, folder: str | Path) -> Path
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return folder
 
 
 def _changes(kind: str, tensor: Tensor, old: Tensor) -> bool:

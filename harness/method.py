@@ -62,6 +62,8 @@ class Method(Protocol):
         version: raised by hand when the same parameters would give another edit.
         speed_only: names of the parameters that decide speed or memory and not the edit; they stay out of its key. A
             method without such parameters need not declare it.
+        idle: names of the parameters that decide nothing at their values in a run of a schedule; they stay out of its
+            key too. Optional.
         joint_only: the edit does not depend on the concepts, so that no schedule but `joint` makes sense; optional.
     """
 

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,8 @@ class DiffusionModel:
         fingerprint: identity of the unedited model, see `weights.fingerprint_of`.
         calls: UNet calls so far, counted in single samples (a guided sample counts 2).
         edit: the Edit that is applied now, or None (kept by `harness.edit`).
+        untouched: where an edited model counts as a model of its own (`harness.schedule.rebased`), the weights that its
+            edits replaced, by parameter name; else empty.
         source: the folder or file it was loaded from; None for a pipeline in memory.
     """
 
@@ -164,6 +166,7 @@ class DiffusionModel:
         self.size = size or pipe.unet.config.sample_size * self.factor
         self.calls = 0
         self.edit: Any = None
+        self.untouched: Mapping[str, Tensor] = {}
         self._features: OrderedDict[str, Conditioning] = OrderedDict()
         self._warned_of_truncation = False
 
@@ -253,9 +256,12 @@ class DiffusionModel:
         return empty[[0] * n]
 
     def token_features(self, prompts: Sequence[str]) -> TokenFeatures:
-        """Hidden states and the position of each prompt's last subject token (attention_mask.sum() - 2)."""
-        last = [int(self._tokens(self.tokenizers[0], prompt).attention_mask.sum()) - 2 for prompt in prompts]
-        return TokenFeatures(self.encode(prompts).hidden, torch.tensor(last))
+        """Hidden states and the position of each prompt's last subject token."""
+        return TokenFeatures(self.encode(prompts).hidden, torch.tensor(self.subject_tokens(prompts)))
+
+    def subject_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens each prompt has between start and end (attention_mask.sum() - 2); nothing is encoded."""
+        return [int(self._tokens(self.tokenizers[0], prompt).attention_mask.sum()) - 2 for prompt in prompts]
 
     def _tokens(self, tokenizer: Any, prompt: str) -> Any:
         length = min(tokenizer.model_max_length, self.encoders[0].config.max_position_embeddings)

@@ -117,16 +117,17 @@ def _described(edit: Edit, schedule: str, concepts: Sequence[Concept], singles: 
 def rebased(model: DiffusionModel, edit: Edit) -> Iterator[DiffusionModel]:
     """Inside the block the edited model counts as a model of its own: a method can edit it further.
 
-    Its fingerprint follows from the base's and the edit's, so that nothing stored for one is used for the other.
+    Its fingerprint follows from the base's and the edit's, so that nothing stored for one is used for the other. The
+    weights that the edit replaced stay at hand as `model.untouched`.
     """
-    base = model.fingerprint
+    base, before = model.fingerprint, model.untouched
     with edit.applied(model):
-        model.edit = None
+        model.edit, model.untouched = None, {**edit.replaced, **before}
         model.fingerprint = hashlib.sha256(f"{base} {edit.fingerprint}".encode()).hexdigest()
         try:
             yield model
         finally:
-            model.fingerprint, model.edit = base, edit
+            model.fingerprint, model.edit, model.untouched = base, edit, before
 
 
 @torch.no_grad()

@@ -132,11 +132,14 @@ class Network:
         self,
         model: DiffusionModel,
         trained: dict[str, nn.Parameter],
-        before: Mapping[str, Tensor],
+        original: Mapping[str, Tensor],
         accelerator: Accelerator,
     ) -> None:
-        self._model, self._before, self._accelerator = model, before, accelerator
+        """See `_training`; `original` holds what the block of that name puts in, by parameter name."""
+        self._model, self._accelerator = model, accelerator
         self.trained = trained
+        parameters = dict(model.unet.named_parameters())
+        self._original = [(parameters[name], weight) for name, weight in original.items()]
         scheduler = model.scheduler(Sampler("ddim", 1, 1.0))
         if scheduler.config.prediction_type != "epsilon":
             raise ValueError(
@@ -160,16 +163,19 @@ class Network:
 
     @contextlib.contextmanager
     def original(self) -> Iterator[None]:
-        """Inside the block the network has the weights from before the training, and computes no gradients."""
-        now = {name: parameter.data for name, parameter in self.trained.items()}
+        """Inside the block the network has the weights from before the training, and computes no gradients.
+
+        Where `train` was given `untouched` weights, it has those in their place.
+        """
+        now = [parameter.data for parameter, _ in self._original]
         try:
-            for name, parameter in self.trained.items():
-                parameter.data = self._before[name].float()
+            for parameter, weight in self._original:
+                parameter.data = weight.float()
             with torch.no_grad():
                 yield
         finally:
-            for name, parameter in self.trained.items():
-                parameter.data = now[name]
+            for (parameter, _), data in zip(self._original, now, strict=True):
+                parameter.data = data
 
     def noised(self, z0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """z_t = sqrt(alpha_bar_t) z0 + sqrt(1 - alpha_bar_t) noise, all but `t` [n] in the shape of z0."""
@@ -192,6 +198,12 @@ class Network:
             z_t = self._model.denoise(_float32(text), noise, sampler, sampler.guidance, stop_after=calls)
         return z_t.float(), t.repeat(len(z_t)).to(z_t.device)
 
+    @torch.no_grad()
+    def denoised(self, text: Conditioning, noise: Tensor, sampler: Sampler) -> Tensor:
+        """Latents [n, channels, h, w] of whole pictures, by guided sampling; see `DiffusionModel.denoise`."""
+        with self._accelerator.autocast():
+            return self._model.denoise(_float32(text), noise, sampler, sampler.guidance).float()
+
 
 Loss = Callable[[Network, Draw], Tensor]
 
@@ -207,6 +219,7 @@ def train(
     label: str,
     scratch: Scratch | None = None,
     masks: Mapping[str, Tensor] | None = None,
+    untouched: Mapping[str, Tensor] | None = None,
     at_end: Callable[[Network], None] | None = None,
 ) -> dict[str, Tensor]:
     """Minimise `loss` over the parameters `names` of the model's UNet.
@@ -218,6 +231,8 @@ def train(
         scratch: a place for checkpoints (`method.scratch`), and for no other training; None keeps none. Where there is
             one, training goes on from it, and what it had cost counts too. One that leads to NaN is removed.
         masks: bool, by parameter name and in its shape; entries that are False get no gradient and stay as they are.
+        untouched: weights that `Network.original` puts in instead of those from before the training, by parameter name
+            (`DiffusionModel.untouched`).
         at_end: looks at the trained network before the weights are put back.
 
     Returns:
@@ -227,13 +242,15 @@ def train(
         FloatingPointError: the loss or a weight is NaN or infinite.
     """
     keep = None if scratch is None else _Checkpoint(scratch)
-    with _training(model, names, settings) as (network, accelerator, before), _removed_on_nan(keep):
+    with _training(model, names, settings, untouched) as (network, accelerator, before), _removed_on_nan(keep):
         parameters = list(network.trained.values())
         optimizer = accelerator.prepare_optimizer(torch.optim.Adam(parameters, lr=settings.learning_rate))
         frozen = {name: ~mask.to(model.device) for name, mask in (masks or {}).items() if name in network.trained}
-        start = 0 if keep is None else keep.resume(network, optimizer)
+        start, stored = (0, {}) if keep is None else keep.read()
         if start:
             log.info("%s: goes on at step %d of %d", label, start, steps)
+            _resume(network, optimizer, stored)
+        del stored
         average = None
         with _bar(label, start, steps) as bar:
             for step in range(start, steps):
@@ -248,7 +265,7 @@ def train(
                 bar.set_postfix_str(f"loss {average:.4f}", refresh=False)
                 bar.update()
                 if keep is not None and keep.due():
-                    keep.save(step + 1, network, optimizer)
+                    keep.save(step + 1, _state(network, optimizer))
         for name, parameter in network.trained.items():
             if not torch.isfinite(parameter).all():
                 raise FloatingPointError(f"{label}: {name} holds NaN or infinity after training; {_ADVICE}")
@@ -273,16 +290,30 @@ def summed_gradients(
     steps: int,
     seed: int,
     label: str,
+    scratch: Scratch | None = None,
 ) -> dict[str, Tensor]:
     """The gradient of the sum of `loss` over `steps` steps of untrained weights, by name, float32 on the CPU.
+
+    Args:
+        scratch: a place for checkpoints, as in `train`.
 
     Raises:
         FloatingPointError: a loss or a gradient is NaN or infinite.
     """
-    with _training(model, names, settings) as (network, accelerator, _), _bar(label, 0, steps) as bar:
-        for step in range(steps):
-            _backward(accelerator, network, loss, settings, step, steps, seed, label)
-            bar.update()
+    keep = None if scratch is None else _Checkpoint(scratch)
+    with _training(model, names, settings) as (network, accelerator, _), _removed_on_nan(keep):
+        start, stored = (0, {}) if keep is None else keep.read()
+        if start:
+            log.info("%s: goes on at step %d of %d", label, start, steps)
+            for name, gradient in stored.items():
+                network.trained[name].grad = gradient.to(model.device)
+        del stored
+        with _bar(label, start, steps) as bar:
+            for step in range(start, steps):
+                _backward(accelerator, network, loss, settings, step, steps, seed, label)
+                bar.update()
+                if keep is not None and keep.due():
+                    keep.save(step + 1, {n: p.grad for n, p in network.trained.items() if p.grad is not None})
         gradients = {}
         for name, parameter in network.trained.items():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -297,9 +328,12 @@ _ADVICE = "try a smaller learning rate, or precision=float32"
 
 @contextlib.contextmanager
 def _training(
-    model: DiffusionModel, names: Sequence[str], settings: Settings
+    model: DiffusionModel, names: Sequence[str], settings: Settings, untouched: Mapping[str, Tensor] | None = None
 ) -> Iterator[tuple[Network, Accelerator, dict[str, Tensor]]]:
     """The UNet in float32 with gradients for `names`; then everything as it was.
+
+    Args:
+        untouched: as in `train`.
 
     Yields:
         The network, the accelerator, and the untrained tensors of all parameters.
@@ -321,7 +355,8 @@ def _training(
         model.dtype = torch.float32
         accelerator = _accelerator(model.device, settings)
         with _repeatable(model.device):
-            yield Network(model, {name: parameters[name] for name in names}, before, accelerator), accelerator, before
+            original = {name: before[name] for name in names} | dict(untouched or {})
+            yield Network(model, {name: parameters[name] for name in names}, original, accelerator), accelerator, before
     finally:
         model.dtype = dtype
         for name, parameter in parameters.items():
@@ -389,8 +424,30 @@ def _backward(
     return total
 
 
+def _state(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The weights and Adam's state, for a checkpoint."""
+    tensors: dict[str, Tensor] = {f"weight/{name}": parameter for name, parameter in network.trained.items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam/{index}/{key}": value for key, value in state.items()}
+    return tensors
+
+
+@torch.no_grad()
+def _resume(network: Network, optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]) -> None:
+    """Take over what `_state` gave."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        part, name = key.split("/", 1)
+        if part == "weight":
+            network.trained[name].copy_(tensor)
+        else:
+            index, field = name.split("/")
+            states.setdefault(int(index), {})[field] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 class _Checkpoint:
-    """Weights, Adam's state, the number of finished steps and what they cost, in one file: whole or the former one."""
+    """Tensors, the number of finished steps and what they cost, in one file: whole or the former one."""
 
     def __init__(self, scratch: Scratch) -> None:
         self._scratch, self.path = scratch, scratch.folder / CHECKPOINT
@@ -400,13 +457,10 @@ class _Checkpoint:
         """Whether the last one is old enough for writing to take a small share of the time only."""
         return time.monotonic() - self._saved >= self._pause
 
-    def save(self, step: int, network: Network, optimizer: torch.optim.Optimizer) -> None:
+    def save(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Keep the state after `step` steps."""
         begun = time.monotonic()
-        tensors: dict[str, Tensor] = {f"weight/{name}": parameter for name, parameter in network.trained.items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"adam/{index}/{key}": value for key, value in state.items()}
-        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
         metadata = {"step": str(step), "spent": json.dumps(self._scratch.spent())}
         metadata["sha256"] = _digest(metadata, tensors)
         partial = self.path.with_suffix(".part")
@@ -428,10 +482,10 @@ class _Checkpoint:
         self._saved = time.monotonic()
         self._pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (self._saved - begun))
 
-    def resume(self, network: Network, optimizer: torch.optim.Optimizer) -> int:
-        """Take over the stored state; the number of finished steps, 0 where there is none that can be read."""
+    def read(self) -> tuple[int, dict[str, Tensor]]:
+        """The number of finished steps and the state after them; 0 and nothing where there is none to be read."""
         if not self.path.exists():
-            return 0
+            return 0, {}
         try:
             with safe_open(self.path, "pt") as file:
                 metadata = file.metadata() or {}
@@ -440,19 +494,9 @@ class _Checkpoint:
                 raise ValueError("its content does not match its sha256")
         except (SafetensorError, ValueError) as error:
             log.warning("the checkpoint %s is damaged (%s); training begins anew", self.path, error)
-            return 0
-        states: dict[int, dict[str, Tensor]] = {}
-        with torch.no_grad():
-            for key, tensor in stored.items():
-                part, name = key.split("/", 1)
-                if part == "weight":
-                    network.trained[name].copy_(tensor)
-                else:
-                    index, field = name.split("/")
-                    states.setdefault(int(index), {})[field] = tensor
-        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+            return 0, {}
         self._scratch.found(json.loads(metadata["spent"]))
-        return int(metadata["step"])
+        return int(metadata["step"]), stored
 
     def remove(self) -> None:
         """Remove the folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from training_stage import Stage, same_weights, weights
 from experiments.search import NO_PRESET
 from harness.edit import Edit, NoEffectError
 from harness.method import Cost
+from harness.schedule import scheduled
 from harness.task import Concept
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -49,11 +51,17 @@ ORDERLESS = [name for name in LAYERS if not name.startswith(("salun", "mim_mu"))
 EDITING = [name for name in NAMES if name not in ("none", "checkpoint")]
 
 
-def method(name: str, **settings):
-    """The method as `method=NAME` makes it for objects, without a suite's preset, in a small size."""
+@cache
+def plain_config(name: str) -> dict:
+    """The configuration of `method=NAME` for objects, without a suite's preset."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", [f"method={name}", "task=custom", "task.concepts=[tench]", NO_PRESET])
-    plain = OmegaConf.to_container(config, resolve=True)["method"]
+    return OmegaConf.to_container(config, resolve=True)["method"]
+
+
+def method(name: str, **settings):
+    """The method as that configuration makes it, in a small size; a new one at every call."""
+    plain = plain_config(name)
     sampler = {"sampler": {"name": "ddim", "steps": 2, "guidance": 3.0}} if "sampler" in plain else {}
     return instantiate(OmegaConf.merge(plain, sampler, SMALL.get(name, {}), settings), _convert_="all")
 
@@ -129,9 +137,41 @@ def test_the_order_of_the_concepts_does_not_matter(model, made, name):
 
 
 @pytest.mark.parametrize("name", EDITING)
-def test_it_wants_a_concept(model, name):
-    with pytest.raises((ValueError, NoEffectError), match="at least one concept"):
-        method(name).edit(model, [], 0, Stage())
+def test_bad_concepts_are_refused_in_one_line(model, name, monkeypatch):
+    twice = [*CONCEPTS[:2], Concept("Tench", "object")]
+    # No name that a `Concept` takes is without a token in the tokenizers that are known.
+    monkeypatch.setattr(model, "subject_tokens", lambda texts: [int(text != "radio") for text in texts])
+    for concepts, words in (
+        ([], "name at least one concept to forget"),
+        (twice, "the concept 'Tench' is named twice (case does not matter)"),
+        ([*CONCEPTS[:1], Concept("radio", "object")], "finds no token in the concept 'radio'; name it otherwise"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            method(name).edit(model, concepts, 0, Stage())
+        line = str(caught.value)
+        assert words in line and "\n" not in line and not isinstance(caught.value, NoEffectError)
+        assert name.startswith(line.partition(":")[0])
+
+
+@pytest.mark.parametrize("name", EDITING)
+@pytest.mark.parametrize("schedule", ["sequential", "merged"])
+def test_concepts_may_come_one_by_one(model, made, schedule, name):
+    before, fingerprint = weights(model), model.fingerprint
+    edits = scheduled(schedule, method(name), model, CONCEPTS[:2], 0, Stage())
+    assert same_weights(model, before) and model.edit is None and model.untouched == {}
+    assert len(edits) == (2 if schedule == "sequential" else 1)
+    assert model.fingerprint == fingerprint and all(edit.base == fingerprint for edit in edits)
+    edits[-1].require_effect(model)
+    if LAYERS[name] is not None:
+        assert all(any(part in parameter for part in LAYERS[name]) for parameter in edits[-1].tensors)
+    if schedule == "sequential":
+        assert not same_weights(edits[0].tensors, edits[1].tensors)
+    else:
+        # A union of masks by concept is what it makes of several anyhow; all others weigh concepts against each other.
+        assert same_weights(edits[0].tensors, made(name)[0].tensors) == (name == "conceptprune")
+        if name == "fia":
+            union = method(name, fusion="union").edit(model, CONCEPTS[:2], 0, Stage())
+            assert same_weights(edits[0].tensors, union.tensors)
 
 
 @pytest.mark.parametrize("name", EDITING)

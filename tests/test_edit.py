@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from harness.edit import Edit, NoEffectError, WrongBaseError, export, pruned_shares
+from harness.files import StoreError, claimed
 from harness.model import DiffusionModel
 from harness.packing import pack, unpack
 
@@ -251,8 +253,11 @@ def test_an_export_is_a_plain_folder_for_stock_diffusers(which, request, tmp_pat
         assert same(weights(model), dict(stock.unet.named_parameters()))
     assert (folder / "edit.json").is_file() and [p.name for p in tmp_path.iterdir()] == ["out"]
     assert DiffusionModel.load(folder).fingerprint != model.fingerprint
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert export(model, edit, folder) == folder, "the same edit once more, as in a run that goes on"
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == written
     with pytest.raises(ValueError, match="not an empty folder"):
-        export(model, edit, folder)
+        export(model, make(model, "delta"), folder)
     stock.set_progress_bar_config(disable=True)
     assert stock("a dog", num_inference_steps=2, output_type="np").images.shape == (1, 32, 32, 3)
 
@@ -326,6 +331,27 @@ def _rename(folder, part, name):
     index = json.loads((folder / "model_index.json").read_text())
     index[part][1] = name
     (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def test_an_export_does_not_depend_on_what_was_encoded_before(random_sd_model, tmp_path):
+    first, second = (export(random_sd_model, make(random_sd_model, "mask"), tmp_path / name) for name in "ab")
+    random_sd_model.encode(["a dog"])
+    third = export(random_sd_model, make(random_sd_model, "mask"), tmp_path / "c")
+    files = [{path.relative_to(f): path.read_bytes() for path in f.rglob("*.*")} for f in (first, second, third)]
+    assert files[0] == files[1] == files[2] and Path("tokenizer/tokenizer.json") in files[0]
+
+
+def test_an_export_clears_what_a_killed_one_left_and_no_living_one_s(random_sd_model, tmp_path):
+    left = tmp_path / ".out.export"
+    (left / "unet").mkdir(parents=True)
+    (left / "unet" / "half").touch()
+    with claimed(left):
+        assert list(left.iterdir()) == []
+        with pytest.raises(StoreError, match=r"another process is working in .*\.out\.export"):
+            export(random_sd_model, make(random_sd_model, "mask"), tmp_path / "out")
+        (left / "half").touch()
+    export(random_sd_model, make(random_sd_model, "mask"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not list(tmp_path.rglob("half"))
 
 
 def test_an_export_that_fails_leaves_nothing(random_sd_model, tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +13,11 @@ from PIL import Image
 from training_stage import Stage, same_weights, weights
 
 import harness.trainer as trainer
-from baselines.mim_mu import MiMMU, aligned, distilled, repelled
+from baselines.mim_mu import TIMESTEPS, MiMMU, aligned, distilled, mutual_information, repelled
 from harness.sampler import Sampler
+from harness.schedule import rebased
 from harness.task import Concept
-from harness.trainer import Settings, parameter_names, summed_gradients, train
+from harness.trainer import Draw, Network, Settings, parameter_names, summed_gradients, train
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CONCEPTS = [Concept("tench", "object"), Concept("gas pump", "object")]
@@ -139,6 +142,134 @@ def test_variant_a_keeps_its_direction(random_sd_model, batch):
         train(random_sd_model, names, step, Settings(1e-4, 2), steps=4, seed=0, label="toy")
     assert losses[repelled] == pytest.approx([losses[aligned][0]] * 4, rel=1e-4)
     assert losses[aligned][-1] < 0.99 * losses[aligned][0]
+
+
+@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+def test_pictures_say_nothing_of_the_empty_prompt(request, kind: str, batch):
+    model, found = request.getfixturevalue(f"random_{kind}_model"), []
+    text, empty = model.encode(["a tench"] * 2), model.unconditional(2)
+
+    def look(network):
+        x, draw = batch[0][:1], Draw("toy", 0, range(1))
+        noise = [draw.noise(x) for _ in TIMESTEPS]
+        found.extend(mutual_information(network, x, noise, given[0], empty[0]) for given in (empty, text))
+
+    def loss(network, draw):
+        return aligned(network, *batch[:2], text, empty)
+
+    train(model, parameter_names(model, "xattn"), loss, Settings(1e-3, 2), steps=1, seed=0, label="toy", at_end=look)
+    assert found[0] == 0 != found[1]
+
+
+class Normal:
+    """An exact `Network`: pictures are normal around zero, those of the prompt around `mean`, which is what is trained.
+
+    `text` and `empty` are the words themselves. The noise that is expected of x_t around a mean m with unit variance is
+    sqrt(1 - alpha_bar) (x_t - sqrt(alpha_bar) m).
+    """
+
+    alphas_cumprod = torch.linspace(0.999, 0.001, 1000)
+    noised = Network.noised
+
+    def __init__(self, mean: torch.Tensor) -> None:
+        self.frozen, self.mean = mean, torch.nn.Parameter(mean.clone())
+
+    def predict(self, z_t, t, text):
+        alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return (1 - alpha_bar).sqrt() * (z_t - alpha_bar.sqrt() * (self.mean if text == "y" else 0))
+
+    @contextmanager
+    def original(self):
+        now, self.mean = self.mean, self.frozen
+        with torch.no_grad():
+            yield
+        self.mean = now
+
+
+def test_the_information_falls_as_the_concept_is_unlearned():
+    """On a model whose densities are known: for pictures around m, of a prompt whose pictures were around mu, the
+    estimate is the mean over t of c^2 mu (m - mu / 2) with c^2 = alpha_bar (1 - alpha_bar)."""
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.full((1, 4, 8, 8), 0.7)
+    network = Normal(mu)
+    noise = [torch.randn(64, 4, 8, 8, generator=generator) for _ in TIMESTEPS]
+    pictures = torch.randn(64, 4, 8, 8, generator=generator)
+    optimizer, measured = torch.optim.Adam([network.mean], lr=0.012), []
+    for step in range(60):
+        if step % 12 == 0:
+            m = network.mean.detach()
+            measured.append(mutual_information(network, pictures + m, noise, "y", ""))
+            alpha_bar = network.alphas_cumprod[list(TIMESTEPS)]
+            exact = (alpha_bar * (1 - alpha_bar)).mean() * (mu * (m - mu / 2)).mean()
+            # One picture's deviation is mean_t c mu |noise| over 256 entries; here over 64 pictures.
+            assert measured[-1] == pytest.approx(float(exact), abs=4 * 0.7 * 0.5 / (64 * 256) ** 0.5)
+        z_t, t = mu + torch.randn(8, 4, 8, 8, generator=generator), torch.randint(1000, (8,), generator=generator)
+        optimizer.zero_grad()
+        aligned(network, z_t, t, "y", "").backward()
+        optimizer.step()
+    assert measured[0] > 0.03 and all(later < earlier for earlier, later in pairwise(measured))
+
+
+def test_the_monitor_changes_no_weight(random_sd_model):
+    plain, watched = (edit(random_sd_model, CONCEPTS, monitor=n, epochs=1, images=2) for n in (0, 1))
+    assert watched.fingerprint == plain.fingerprint and "information" not in plain.info
+    assert set(watched.info["information"]) == {"tench", "gas pump"}
+    assert all(found["original"] != found["edited"] for found in watched.info["information"].values())
+
+
+def test_after_other_edits_the_target_is_still_the_untouched_model_s(random_sd_model):
+    model, settings = random_sd_model, {"epochs": 1, "images": 1, "batch": 1}
+    first = edit(model, CONCEPTS[:1], **settings)
+    stage, seconds = Stage(), []
+    for by in ("original", "previous"):
+        assert edit(model, CONCEPTS[:1], target_by=by, **settings).fingerprint == first.fingerprint
+        with rebased(model, first):
+            seconds.append(edit(model, CONCEPTS[1:], stage=stage, target_by=by, **settings))
+    assert seconds[0].fingerprint != seconds[1].fingerprint
+    # The drift is measured from whoever gives the target: the untouched model lies two edits back.
+    assert seconds[0].info["drift"]["unconditional"] > seconds[1].info["drift"]["unconditional"]
+    z, t, empty = torch.ones(1, 4, 8, 8), torch.tensor([500]), model.unconditional(1)
+    with torch.no_grad():
+        target = model.predict(z, t, empty)
+    with rebased(model, first):
+        now, seen = weights(model), []
+
+        def loss(network, draw):
+            with network.original():
+                seen.append(network.predict(z, t, empty))
+            return network.predict(z, t, empty).mean()
+
+        for handed_on in (model.untouched, {}):
+            train(
+                model, parameter_names(model, "xattn_kv"), loss, Settings(1e-3, 1), steps=2, seed=0, label="toy",
+                untouched=handed_on,
+            )  # fmt: skip
+            assert same_weights(model, now)
+    assert torch.equal(seen[0], target) and torch.equal(seen[1], target)
+    assert torch.equal(seen[2], seen[3]) and not torch.equal(seen[2], target)
+
+
+def test_keys_of_joint_edits_are_those_from_before_the_switches(random_sd_folder, tmp_path: Path):
+    """`target_by` counts after other edits only and `monitor` where it is on: else stored edits are found again."""
+    from hydra import compose, initialize_config_dir
+
+    from experiments.setup import setup
+
+    def parameters(*overrides):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            own = ["method=mim_mu", "model=folder", f"model.path={random_sd_folder}", "task=custom", "edit_only=true"]
+            config = compose("config", [*own, "task.concepts=[tench,church]", f"store={tmp_path}", *overrides])
+        parts = setup(config)
+        return set(parts.config["method"]), parts.config["speed"]
+
+    new = {"target_by", "monitor"}
+    before = {field.name for field in fields(MiMMU)} - {"accumulate"} - new | {"_target_", "_convert_"}
+    for schedule in ("joint", "merged"):
+        assert parameters(f"schedule={schedule}", "method.target_by=previous") == (
+            before, {"accumulate": 1, "target_by": "previous", "monitor": 0}
+        )  # fmt: skip
+    assert parameters("schedule=sequential")[0] == before | {"target_by"}
+    assert parameters("method.monitor=4")[0] == before | {"monitor"}
 
 
 @pytest.mark.parametrize("variant", ["B1", "A", "B2", "B3"])
@@ -274,6 +405,8 @@ def test_the_content_decides(tmp_path: Path):
         ({"variant": "B2", "rollout": Sampler("euler", 4, 3.0)}, "euler"),
         ({"variant": "B3", "rollout": Sampler("pndm", 4, 3.0)}, "pndm"),
         ({"rollout_by": "teacher"}, "teacher"),
+        ({"target_by": "theta"}, "theta"),
+        ({"monitor": -1}, "mim_mu: monitor"),
         ({"templates": ["a fish"]}, "mim_mu: a template"),
         ({"epochs": 0}, "mim_mu: epochs"),
         ({"learning_rate": -1}, "mim_mu: learning_rate"),

@@ -206,15 +206,19 @@ def test_the_fingerprint_is_known_from_files_and_names_weights_and_dtype(random_
     assert fingerprint_of(copy, "float32") != model.fingerprint
 
 
-def test_a_copy_in_the_hub_cache_has_the_same_fingerprint(random_sd_folder, tmp_path):
-    """The cache keeps large files as links to blobs named by their sha256; that name is taken for the hash."""
+def test_a_copy_in_the_hub_cache_has_the_same_fingerprint_until_a_blob_changes(random_sd_folder, tmp_path, monkeypatch):
+    """The cache keeps large files as links to blobs named by their sha256; only their bytes say what they are."""
     copy = shutil.copytree(random_sd_folder, tmp_path / "snapshots" / "abc")
     for file in list(copy.rglob("*.safetensors")):
         blob = tmp_path / "blobs" / weights.file_sha256(file)
         blob.parent.mkdir(exist_ok=True)
         file.rename(blob)
         file.symlink_to(blob)
-    assert fingerprint_of(copy, "float32") == fingerprint_of(random_sd_folder, "float32")
+    whole = fingerprint_of(random_sd_folder, "float32")
+    monkeypatch.setattr(weights, "RELEASES", {"us/sd": release_of(random_sd_folder)})
+    assert fingerprint_of(copy, "float32") == whole and weights.published("us/sd", copy) is True
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    assert fingerprint_of(copy, "float32") != whole and weights.published("us/sd", copy) is False
 
 
 def test_a_pipeline_in_memory_is_known_by_its_tensors(random_sd_folder):

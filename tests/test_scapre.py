@@ -504,20 +504,6 @@ def test_broken_weights_are_not_handed_on(random_sd_model):
         edit(random_sd_model, METHODS["erase"])
 
 
-def test_no_concept_or_none_that_the_tokenizer_knows(random_sd_model, monkeypatch):
-    with pytest.raises(ValueError, match="at least one concept"):
-        edit(random_sd_model, METHODS["erase"], [])
-    monkeypatch.setattr(type(random_sd_model), "token_features", lambda self, texts: _blank(self, texts))
-    with pytest.raises(ValueError, match="no token in the concept 'church'"):
-        edit(random_sd_model, METHODS["erase"], CONCEPTS[:1])
-
-
-def _blank(model, texts):
-    from harness.model import TokenFeatures
-
-    return TokenFeatures(model.encode([""] * len(texts)).hidden, torch.zeros(len(texts), dtype=torch.long))
-
-
 @pytest.mark.parametrize(
     ("make", "settings", "message"),
     [

@@ -17,6 +17,7 @@ from harness.files import StoreError
 from harness.method import Scratch, scratch
 from harness.model import DiffusionModel
 from harness.sampler import Sampler
+from harness.screen import ScreenedPromptError
 from harness.store import Store
 from harness.trainer import Draw, Settings, parameter_names, summed_gradients, train
 from harness.training_data import Pictures, check_template, drawn_pictures, filled, folder_pictures
@@ -180,6 +181,25 @@ def test_micro_batches_change_rounding_only(random_sd_model):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
 
 
+def test_sums_that_were_interrupted_go_on_bit_for_bit(random_sd_model, tmp_path: Path, monkeypatch, caplog):
+    model, names, place = random_sd_model, parameter_names(random_sd_model, "xattn_kv"), Scratch(tmp_path / "sums")
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SHARE", 0)
+
+    def sums(at=None, then=None, scratch=place):
+        loss = toy_loss(model, at=at, then=then)
+        return summed_gradients(model, names, loss, SETTINGS, steps=3, seed=0, label="toy", scratch=scratch)
+
+    whole = sums(scratch=None)
+    with pytest.raises(KeyboardInterrupt):
+        sums(at=2, then=stop)
+    # What was summed is not summed again: the second step would fail.
+    assert same_weights(sums(at=1, then=stop), whole)
+    (checkpoint,) = place.folder.iterdir()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert same_weights(sums(), whole) and "is damaged" in caplog.text
+
+
 def test_a_draw_depends_on_seed_and_sample_alone():
     like = torch.zeros(4, 2, 3)
     whole = Draw(5, 1, range(4, 8))
@@ -341,8 +361,8 @@ def test_pictures_are_encoded_at_the_scale_of_the_latents(random_sdxl_folder: Pa
 
 
 def draw_some(model, count, stage, **more):
-    settings = {"name": "tench", "sampler": FAST, "size": (32, 32), "seed": 0, "stage": stage} | more
-    return drawn_pictures(model, ["a tench", "one tench"], count, **settings)
+    settings = {"name": "tench", "sampler": FAST, "size": (32, 32), "seed": 0, "stage": stage, "explicit": False}
+    return drawn_pictures(model, ["a tench", "one tench"], count, **settings | more)
 
 
 def test_drawn_pictures_are_kept_and_more_begin_with_the_same(random_sd_model):
@@ -366,12 +386,29 @@ def test_drawn_pictures_are_kept_and_more_begin_with_the_same(random_sd_model):
     assert bool(((z - joined.mean[[0, 18]]).abs() < 6 * joined.std[[0, 18]]).all())
 
 
+def test_explicit_pictures_are_drawn_again_and_never_kept(random_sd_model, monkeypatch):
+    def stage(*_):
+        raise AssertionError("explicit pictures went to the store")
+
+    kept = draw_some(random_sd_model, 2, Stage())
+    drawn = draw_some(random_sd_model, 2, stage, explicit=True)
+    assert drawn.key == kept.key and torch.equal(drawn.mean, kept.mean) and torch.equal(drawn.std, kept.std)
+    settings = {"name": "x", "sampler": FAST, "size": (32, 32), "seed": 0, "stage": stage}
+    monkeypatch.setattr("harness.training_data.is_sexual", lambda prompt: "marked" in prompt)
+    assert len(drawn_pictures(random_sd_model, ["a marked figure"], 1, explicit=False, **settings)) == 1
+    calls = random_sd_model.calls
+    with pytest.raises(ScreenedPromptError, match=r"^a training prompt of 'x' is refused by the prompt screen"):
+        drawn_pictures(random_sd_model, ["a school"], 1, explicit=True, **settings)
+    assert random_sd_model.calls == calls
+
+
 def test_a_folder_of_pictures_is_read_or_refused_in_one_line(random_sd_model, tmp_path: Path):
     place = tmp_path / "Gas_Pump"
     place.mkdir()
 
     def read(name="gas pump"):
-        return folder_pictures(random_sd_model, str(tmp_path), name, ["a", "b"], size=(32, 32), what="toy: folder")
+        settings = {"size": (32, 32), "what": "toy: folder", "explicit": False}
+        return folder_pictures(random_sd_model, str(tmp_path), name, ["a", "b"], **settings)
 
     with pytest.raises(ValueError, match=r"^toy: folder=.*: Gas_Pump holds no pictures \([^\n]*\)$"):
         read()
