@@ -29,7 +29,7 @@ class Experiment:
         name: of the file.
         config: the resolved configuration of one of its runs, without the paper section.
         sweep: the values of every swept key, in order.
-        paper: what it is compared with; None for an experiment of our own.
+        paper: what it is compared with, or drawn as; None: tables of its records only.
     """
 
     name: str

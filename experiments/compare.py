@@ -32,10 +32,11 @@ from harness.store import Store, content_key
 from . import render, values
 from .cli import CONF, exit_code, one_line
 from .records import flat
-from .replay import configuration, require_known
+from .replay import configuration
 from .scores import stored_rows
 from .setup import Setup, repeated, setup
 from .tables import differing
+from .targets import require_known
 
 # Fields of two records, and settings, that have to be equal for their rows to be pairs.
 SAME = ("task", "model", "split", "concepts", "keep")

@@ -1,8 +1,8 @@
 """Published figures with what was measured: `python -m experiments.figures fia_fig6 [--out FILE] [--records DIR...]`.
 
 Published points, read from the drawings, are hollow; measured ones are filled, with their 95 % intervals. Only the
-metric id that the experiment names is drawn. Where an experiment has limits of quality, the number of concepts that a
-method can forget within them is printed too.
+metric id that the experiment names is drawn. Where an experiment has limits, of what is left of the concepts and of
+general quality, the number of concepts that a method forgets within all of them is printed too.
 """
 
 from __future__ import annotations
@@ -123,9 +123,9 @@ def reach(points: Sequence[Point], limit: str) -> tuple[float, bool] | None:
 
 
 def within(figure: Figure) -> list[str]:
-    """One line a series: how many concepts it can forget within all limits of the figure."""
+    """One line a series: how many concepts it can forget within all limits of the figure, which stand in the first."""
     limits = figure.paper.limits
-    lines = []
+    lines = [f"Limits: {', '.join(f'{metric} {limit}' for metric, limit in limits.items())}."] if limits else []
     for series in (figure.printed, figure.measured):
         labels = dict.fromkeys(one.label for metric in limits for one in series.get(metric, ()))
         for label in labels:
@@ -171,10 +171,11 @@ def figure_of(name: str, records: Sequence[Record]) -> Figure:
     figure = Figure(name, paper, printed_series(paper, lines), measured)
     notes = [*_gate(figure, inside, expected), *within(figure)]
     if not any(measured.values()):
-        notes.append("Nothing was measured yet: only the published points are drawn.")
+        notes.append(f"Nothing was measured yet{': only the published points are drawn' if lines else ''}.")
     notes += [f"Not drawn: {len(group)} record{'s' if len(group) > 1 else ''} {reason}." for reason, group in apart]
     notes += [line.words + "." for line in published.findings() if paper.name and paper.name in line.where]
-    return Figure(name, paper, figure.printed, measured, [f"Published: {paper.source}; {paper.protocol}", *notes])
+    head = f"{'Published: ' if paper.file else ''}{paper.source}; {paper.protocol}"
+    return Figure(name, paper, figure.printed, measured, [head, *notes])
 
 
 def names() -> list[str]:
@@ -205,8 +206,10 @@ def draw(figure: Figure, path: Path) -> Path:
         scale = figure.paper.metrics[metric].scale
         axes.set_ylabel((paper_text.TITLES.get(metric) or metric) + (" %" if scale == 100 else ""))
         axes.set_xlabel(figure.paper.x["title"])
-        axes.legend(fontsize=6)
-    sheet.suptitle(f"{figure.name}: hollow = published, filled = measured with 95 % intervals", fontsize=9)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=6)
+    published_points = "hollow = published, filled = " if figure.paper.file else ""
+    sheet.suptitle(f"{figure.name}: {published_points}measured with 95 % intervals", fontsize=9)
     sheet.tight_layout()
     buffer = io.BytesIO()
     sheet.savefig(buffer, format="png", metadata={"Software": None})

@@ -20,7 +20,9 @@ from .published import Cell, Finding, Paper, Source, flags
 from .records import flat
 from .settings import Expected, Record, deviations, of_the_edit, row_of, sorted_out
 
-EDIT, POOL = "edit:", "pool:"
+EDIT, COST, POOL = "edit:", "cost:", "pool:"
+# Sources that are no metric: what a record says of its edit, what that cost, and what depends on all rows together.
+NO_METRICS = (EDIT, COST, POOL)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def compare(
     lines = _pooled([*found.lines, *_lines(paper, cells, found.columns, inside, expected)], found.columns)
     shown = {column.id for column in found.columns}
     entries = [m for r in inside for m in [*r["metrics"], *r["unedited"]] if m["id"] in shown]
-    silent = sum(not _measured(paper, found.columns, [*r["metrics"], *r["unedited"]], r["edit"]) for r in inside)
+    silent = sum(not _measured(paper, found.columns, [*r["metrics"], *r["unedited"]], r) for r in inside)
     return replace(found, lines=lines, apart=apart, entries=entries, silent=silent)
 
 
@@ -181,7 +183,7 @@ def _columns(paper: Paper, cells: Iterable[Cell], records: Sequence[Record]) -> 
 
 def _ids(source: Source, subject: str, records: Sequence[Record]) -> list[str]:
     """Every measured id of the source's family with this subject, sorted."""
-    if source.id.startswith((EDIT, POOL)):
+    if source.id.startswith(NO_METRICS):
         return [source.id] if records else []
     entries = [m for record in records for m in [*record["metrics"], *record["unedited"]]]
     name = values.family(source.id)
@@ -229,7 +231,9 @@ def _lines(
         settings = deviations(record, wanted, named)
         if record.get("preset"):
             settings.insert(0, f"preset {record['preset']}")
-        measured = _measured(paper, columns, record["metrics"], record["edit"])
+        if any(column.id.startswith(COST) for column in columns):
+            settings += _made(record, wanted)
+        measured = _measured(paper, columns, record["metrics"], record)
         if measured:
             line = Line(row, record["method"], ", ".join(settings), measured=measured)
             found.setdefault(row, []).append(line)
@@ -241,13 +245,21 @@ def _lines(
     return lines
 
 
+def _made(record: Record, wanted: Mapping[str, Any]) -> list[str]:
+    """What decides a cost and no score: settings of speed that are not the usual ones, the hardware, several runs."""
+    made, speed = record["cost"]["edit_made"], record["config"].get("speed", {})
+    words = [f"{name} {value}" for name, value in speed.items() if value != wanted.get(f"method.{name}")]
+    return [*words, f"on {made['device']}", *([f"in {made['runs']} runs"] if made["runs"] > 1 else [])]
+
+
 def _measured(
-    paper: Paper, columns: Sequence[Column], metrics: Sequence[Mapping[str, Any]], edit: Mapping[str, Any]
+    paper: Paper, columns: Sequence[Column], metrics: Sequence[Mapping[str, Any]], record: Record
 ) -> dict[Column, Measured]:
+    """What a record says by column; an empty `record` has no edit, as the unedited model."""
     found = {}
     for column in columns:
-        if column.id.startswith(EDIT):
-            value = _from_edit(edit, column.id.removeprefix(EDIT))
+        if column.id.startswith((EDIT, COST)):
+            value = _of_the_record(record, column.id)
             if value is not None:
                 found[column] = Measured(value)
         elif column.id:
@@ -259,10 +271,11 @@ def _measured(
     return found
 
 
-def _from_edit(edit: Mapping[str, Any], sum_of: str) -> float | None:
-    """`counts.all.pruned+counts.all.agnostic` of what an edit says of itself; None where it does not."""
-    own = flat(edit)
-    parts = [own.get(path) for path in sum_of.split("+")]
+def _of_the_record(record: Record, source: str) -> float | None:
+    """`edit:counts.all.pruned+counts.all.agnostic`: a sum in that section of a record; None where it lacks a part."""
+    section, _, paths = source.partition(":")
+    own = flat(record.get(section, {}))
+    parts = [own.get(path) for path in paths.split("+")]
     return None if any(part is None for part in parts) else sum(parts)
 
 

@@ -9,7 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 
 from . import render, values
-from .paper_tables import EDIT, POOL, Column, Comparison, Line, Measured
+from .paper_tables import COST, NO_METRICS, POOL, Column, Comparison, Line, Measured
 from .published import AGGREGATES, Cell
 from .render import Table
 
@@ -28,6 +28,8 @@ TITLES = {
     "avg_clip_a": "mean CLIP_a",
     "fsr": "FSR",
     "avg_rank": "mean rank",
+    "execution_time_s": "seconds",
+    "peak_gpu_memory_mb": "peak memory MB",
     "uq": "UQ",
 }
 DASH = "-"
@@ -94,8 +96,13 @@ def below(comparison: Comparison) -> list[str]:
     lines = [f"Published: {paper.source}.{model} Protocol: {paper.protocol}"]
     if paper.gate and paper.gate.file:
         lines.append(f"This table prints no unedited model; the row {paper.gate.row} is that of {paper.gate.file}.")
-    ids = list(dict.fromkeys(c.id for c in comparison.columns if c.id and not c.id.startswith((EDIT, POOL))))
+    ids = list(dict.fromkeys(c.id for c in comparison.columns if c.id and not c.id.startswith(NO_METRICS)))
     lines += [values.legend(i, ids, comparison.entries) for i in ids if any(m["id"] == i for m in comparison.entries)]
+    if any(column.id.startswith(COST) for column in comparison.columns):
+        lines.append(
+            "Cost: of making the edit, all runs that had a part in it together, without loading the model. Settings "
+            "name the hardware; other hardware has other numbers, so none is judged."
+        )
     beside = list(dict.fromkeys(c.id for c in comparison.columns if not c.main))
     if beside:
         lines.append(f"Not the published metric, so shown beside it and not compared: {', '.join(beside)}.")

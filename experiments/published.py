@@ -54,16 +54,19 @@ class Source:
 
     Attributes:
         id: metric id, or a pattern with `*`, that measures the same thing. Other ids of its family are shown beside it,
-            and never compared with the published number. `edit:a.b` reads a number from what an edit says of itself.
+            and never compared with the published number. `edit:a.b` reads a number from what an edit says of itself,
+            `cost:a.b` one from what a record says of its cost.
         scale: published = scale x ours (100 where the paper prints percent and records hold fractions).
+        apart: this id is not comparable either, such as an FID of another n; it has a column of its own.
     """
 
     id: str
     scale: float = 1.0
+    apart: bool = False
 
     def measures(self, metric_id: str) -> bool:
         """Whether an id is the published metric's counterpart."""
-        return fnmatch.fnmatchcase(metric_id, self.id)
+        return not self.apart and fnmatch.fnmatchcase(metric_id, self.id)
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,8 @@ class Paper:
     """The `paper` section of an experiment.
 
     Attributes:
-        source: paper, version and table, in words.
-        file: in results/paper.
+        source: paper, version and table, in words; of a figure of our own, what it shows.
+        file: in results/paper; empty for a figure of our own, beside which nothing is published.
         name: of the table in inconsistencies.csv, such as T1; empty where no line names it.
         model: config of the model that the paper used; empty where the paper does not say.
         protocol: what the paper says, and does not say, about pictures, sampling and judges.
@@ -106,8 +109,8 @@ class Paper:
     """
 
     source: str
-    file: str
     protocol: str
+    file: str = ""
     name: str = ""
     model: str = ""
     where: Mapping[str, str] = field(default_factory=dict)
@@ -132,7 +135,8 @@ class Paper:
         for key in section:
             if key not in known:
                 raise unknown("key in a paper section", key, known)
-        missing = [key for key in ("source", "file", "protocol", "metrics") if not section.get(key)]
+        needed = ("source", "protocol", "metrics", *(() if section.get("x") else ("file",)))
+        missing = [key for key in needed if not section.get(key)]
         if missing:
             raise ValueError(f"the paper section lacks {missing[0]}")
         metrics = {name: Source(**source) for name, source in section["metrics"].items()}
@@ -158,7 +162,9 @@ def read(name: str, folder: Path = FOLDER) -> list[dict[str, str]]:
 
 
 def lines(paper: Paper, folder: Path = FOLDER) -> list[dict[str, str]]:
-    """The lines of the section's file that count."""
+    """The lines of the section's file that count; none without a file."""
+    if not paper.file:
+        return []
     return [line for line in read(paper.file, folder) if all(line[key] == value for key, value in paper.where.items())]
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from eval.repeats import pooled_rows, repeated_values
 from eval.values import Value
+from harness.files import StoreError
 from harness.generate import Chunks, ImageSet, is_black
 from harness.task import Task
 
@@ -34,6 +35,10 @@ log = logging.getLogger(__name__)
 CSV_FILE, WIDE_FILE, WIDE_NAMES = "rows.csv", "wide.npy", "wide.json"
 # With more floating-point columns than this (features of a network) they go into one array.
 MANY_COLUMNS = 32
+
+
+class JudgeFailed(RuntimeError):
+    """A judge could not look at the pictures: it does not fit the memory, the device or the libraries."""
 
 
 class Pixels:
@@ -223,7 +228,16 @@ def stored_rows(
 
     def make(folder: Path) -> None:
         log.info("scoring %d %s pictures: %s", len(images.images), images.prompts.name, metric.id)
-        write_rows(_checked(metric, metric.rows(images, reference), images), folder)
+        try:
+            rows = metric.rows(images, reference)
+        except StoreError:  # of pictures that pass by
+            raise
+        except RuntimeError as error:
+            words = next(iter(str(error).splitlines()), type(error).__name__)
+            raise JudgeFailed(
+                f"{metric.id}: {words}; once the judge runs, the same command goes on from here"
+            ) from error
+        write_rows(_checked(metric, rows, images), folder)
 
     return read_rows(parts.store.folder("rows", _key(metric, images, reference), make))
 

@@ -113,6 +113,11 @@ def show_plan(plan: Mapping[str, Any], console: Console | None = None) -> None:
     console.print(f"dry run: {plan['method']} on {plan['task']}, model {plan['model']}: {plan['words']}")
     if plan["absent"]:
         console.print(f"the model is not here, so nothing of it is stored: {plan['absent']}")
+    if plan["counted"]:
+        console.print(
+            "not here, so counted by their published rows, before the prompt screen, and as not drawn yet: "
+            f"{', '.join(plan['counted'])}"
+        )
     repeats, stored = plan["repeats"], plan["edits_stored"]
     if repeats > 1:
         console.print(f"{repeats} repeats; edits: {stored} of {repeats} stored")

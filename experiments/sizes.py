@@ -99,7 +99,8 @@ def table(records: list[dict[str, Any]]) -> str:
     header = ["experiment", "runs", "unedited pictures", "edited pictures", "disk, at most", "time of kept records"]
     rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     for name in sorted(catalogue.names(), key=_order):
-        if catalogue.load(name).paper is None:
+        paper = catalogue.load(name).paper
+        if paper is None or not paper.file:
             continue
         own = size(name)
         spent, count = seconds(name, records)

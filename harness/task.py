@@ -94,8 +94,8 @@ class PromptSet:
         rows: with unique ids.
         screened: how many rows of the source the screen dropped.
         sexual_context: the rows belong to a task about explicit content, so the screen was strict.
-        source: the published list that the rows are from, which the ids of their metrics then name; empty for prompts
-            of our own and for a suite's own captions.
+        source: the published list that the rows are from, which the ids of their metrics then name; `A+B` where
+            forgotten and kept classes have different ones; empty for prompts of our own and for a suite's own captions.
     """
 
     name: str
@@ -231,7 +231,8 @@ def class_task(
     would turn prompt sets and metrics into plain dictionaries.
 
     Only objects get a `classes` set: styles and explicit content are not judged by a class name, so such a task can
-    edit and export but has no class to score.
+    edit and export but has no class to score. Where a class has a sexual name, the pictures of all classes are treated
+    as explicit ones: scored in memory, neither stored nor shown.
 
     Args:
         name: of the task.
@@ -270,17 +271,19 @@ def class_task(
     both = {item.casefold() for item in forget} & {item.casefold() for item in kept}
     if both:
         raise ValueError(f"{sorted(both)[0]!r} is in task.concepts and in task.keep; a class is forgotten or kept")
-    sets = {}
+    explicit = kind == "explicit" or any(map(is_sexual, (*forget, *kept)))
+    sets: dict[str, PromptSet] = {}
     if kind == "object":
         rows = _rows(forget, n, split, prompts, templates) + _rows(kept, n, split, keep_prompts, templates)
-        source = prompts if prompts in PUBLISHED else ""
-        sets["classes"] = PromptSet.build("classes", rows, any(map(is_sexual, forget)), source=source)
+        source = _source(prompts, keep_prompts if kept else prompts)
+        sets["classes"] = PromptSet.build("classes", rows, explicit, source=source)
     if quality is not None:
         # In a task about explicit content the screen is strict for captions too.
-        sets["quality"] = PromptSet.build("quality", quality.rows, kind == "explicit", quality.screened, quality.source)
+        sets["quality"] = PromptSet.build("quality", quality.rows, explicit, quality.screened, quality.source)
     targets = tuple(Concept(item, kind) for item in forget)
     labels = _accepted(accepted or {}, [*forget, *kept])
-    return Task(name, kind, split, targets, tuple(kept), sets, tuple(metrics), labels)
+    unkept = tuple(name for name in ("classes",) if explicit and name in sets)
+    return Task(name, kind, split, targets, tuple(kept), sets, tuple(metrics), labels, unkept)
 
 
 def nested_task(name: str, classes: Sequence[str], size: int, keep: Sequence[str], **settings: Any) -> Task:
@@ -339,6 +342,13 @@ def class_seed(split: str, name: str, index: int) -> int:
     return own_seed(split, name.casefold(), str(index))
 
 
+def _source(prompts: str, keep_prompts: str) -> str:
+    """What ids of the class prompts end in: a published list, both sides' names where they differ, or nothing."""
+    if prompts != keep_prompts:
+        return f"{prompts}+{keep_prompts}"
+    return prompts if prompts in PUBLISHED else ""
+
+
 def _rows(names: Sequence[str], n: int, split: str, prompts: str, templates: Mapping[str, str]) -> list[Row]:
     """`n` rows of each class; `prompts` is neutral or a published list."""
     if prompts == "neutral":
@@ -357,7 +367,7 @@ def _rows(names: Sequence[str], n: int, split: str, prompts: str, templates: Map
     if not names:
         return []
     by_class: dict[str, list[dict[str, str]]] = {}
-    for row in sources.rows(PUBLISHED[prompts]):
+    for row in sources.rows(PUBLISHED[prompts], names):
         by_class.setdefault(row["class"].casefold(), []).append(row)
     return [row for name in names for row in _published_rows(name, n, prompts, by_class)]
 

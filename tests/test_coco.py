@@ -171,6 +171,14 @@ def test_the_sd_suite_measures_more_where_it_is_asked_to(folder: Path) -> None:
     assert {metric.photos_name for metric in more.values() if isinstance(metric, Fid)} == {"coco-val2014-crop32"}
 
 
+def test_the_sd_suites_classifier_is_chosen_by_its_weights(folder: Path) -> None:
+    for weights, others in (("IMAGENET1K_V2", []), ("IMAGENET1K_V1", ["suite.classifier_weights=IMAGENET1K_V1"])):
+        found = [metric for metric in suite_metrics(*others) if metric.startswith("classify/")]
+        assert found == [f"classify/torchvision-resnet50-{weights.lower()}"]
+    with pytest.raises(Exception, match="has the weights IMAGENET1K_V2 and IMAGENET1K_V1, not 'V3'"):
+        suite_metrics("suite.classifier_weights=V3")
+
+
 def test_a_run_looks_for_its_photos_first(folder: Path) -> None:
     (folder / "COCO_val2014_000000000007.jpg").unlink()
     with pytest.raises(ValueError, match="lacks 1 of the 3 photos"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.special import stdtrit
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from eval import fid as module
-from eval.fid import Fid, factors, fid, frechet, frechet_of_factors, kid, moments
+from eval.fid import Fid, factors, fid, frechet, frechet_of_factors, jackknifed, kid, moments
 from eval.inception import Inception
 from harness.generate import ImageSet
 from harness.task import PromptSet, Row, Task
@@ -102,11 +103,48 @@ def test_kid_in_blocks_agrees_with_all_pairs(monkeypatch) -> None:
     assert blocks.low < whole.value < blocks.high and blocks.value != whole.value
 
 
-def test_wide_features_have_no_fid_interval(monkeypatch) -> None:
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_interval_of_wide_features_holds_the_known_distance(monkeypatch, paired: bool) -> None:
+    """Two Gaussians a distance of 4 apart, with a bias of about a hundredth of that; or a fixed reference, which counts
+    as known."""
+    monkeypatch.setattr(module, "WIDEST_RESAMPLED", 3)
+    rng = np.random.default_rng(0)
+    fixed = rng.normal(size=(900, 4))
+    truth = 4 if paired else frechet((np.ones(4), np.eye(4)), moments(fixed))
+    found = []
+    for _ in range(100):
+        x = rng.normal(1, 1, size=(300, 4))
+        found.append(fid(x, rng.normal(size=(300, 4)) if paired else fixed))
+    values = np.array([one.value for one in found])
+    assert values.mean() == pytest.approx(truth, rel=0.03)
+    # Three binomial standard deviations around 95 %.
+    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 100)
+    # Widths are those of the values; 2.093 is Student's factor of 19 degrees of freedom.
+    widths = np.array([one.high - one.low for one in found]) / 2 / 2.093
+    assert np.sqrt((widths**2).mean()) == pytest.approx(values.std(ddof=1), rel=0.2)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(200, 200, 6), (200, 90, 6), (12, 12, 20)])
+def test_jackknife_replicates_are_fids_without_a_block(n: int, m: int, d: int) -> None:
+    """The first feature is the same in all pictures, so the covariances are singular."""
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=(n, d)) + 50, rng.normal(size=(m, d)) + 50.3
+    x[:, 0] = y[:, 0] = 7
+    groups = np.arange(n) // 2
+    blocks = min(module.JACKKNIFE_BLOCKS, n // 2)
+    left = np.random.default_rng(module.SEED).permutation(n // 2) % blocks
+    found = [
+        frechet(moments(x[left[groups] != b]), moments(y[left[groups] != b] if m == n else y)) for b in range(blocks)
+    ]
+    expected = stdtrit(blocks - 1, 0.975) * np.sqrt((blocks - 1) * np.var(found))
+    assert jackknifed(x, y, groups) == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_group_alone_says_nothing_about_the_spread(monkeypatch) -> None:
     monkeypatch.setattr(module, "WIDEST_RESAMPLED", 4)
     x = np.random.default_rng(0).normal(size=(10, 5))
-    assert fid(x, x + 1)[1:] == (None, None)
-    assert fid(x, x + 1).value == pytest.approx(5)
+    one = fid(x, x + 1, np.zeros(10, int))
+    assert one.value == pytest.approx(5) and one[1:] == (None, None)
 
 
 def image_set(images: np.ndarray) -> ImageSet:

@@ -169,6 +169,14 @@ def test_concepts_are_screened():
     assert A_MINOR not in task.prompts("classes").labels and task.screened == 3
 
 
+def test_pictures_of_classes_are_not_kept_where_one_has_a_sexual_name():
+    assert _task().unkept == ()
+    for changes in ({"concepts": [A_SEXUAL, "church"]}, {"keep": [A_SEXUAL]}):
+        task = _task(**changes, quality=quality_set(_captions, 4, "test"))
+        assert task.unkept == ("classes",) and all(prompts.sexual_context for prompts in task.sets.values())
+    assert _task(kind="explicit", concepts=[A_SEXUAL], keep=[]).unkept == ()  # it has no pictures of classes
+
+
 def test_captions_are_screened_and_strictly_so_in_explicit_tasks():
     def provider(n, split):
         return [("a road", 1), (f"a {A_MINOR}", 2), (f"{A_MINOR}, {A_SEXUAL}", 3)][:n]
@@ -342,7 +350,7 @@ def test_published_lists():
 def test_diversi50_from_its_published_list():
     task = instantiate(_composed("diversi50", "n=100", "prompts=diversi50"))
     rows = task.prompts("classes").rows
-    assert len(rows) == 100 * 100 and task.prompts("classes").source == "diversi50"
+    assert len(rows) == 100 * 100 and task.prompts("classes").source == "diversi50+neutral"
     first = rows[0]
     assert first.label == task.forget[0] and first.prompt == f"an image of a {first.label}"
     assert first.id.startswith(f"diversi50/{first.label}/")
@@ -357,7 +365,10 @@ def test_published_captions():
     from harness.sources import coco_captions
 
     captions = quality_set(coco_captions, 30_000, "test")
-    assert len(captions) + captions.screened == 30_000 and captions.screened < 30
+    # Experiment files name these numbers in the ids of FIDs.
+    assert (len(captions), captions.screened) == (29_989, 11)
+    explicit = _task(kind="explicit", concepts=["naked"], keep=[], quality=captions)
+    assert len(explicit.prompts("quality")) == 27_777
     tuning = quality_set(coco_captions, 100, "tuning")
     assert tuning.first(10).rows == quality_set(coco_captions, 10, "tuning").rows
     texts = {(row.prompt, row.seed) for row in captions if int(row.id.rpartition("/")[2]) < 25_000}
