@@ -38,9 +38,8 @@ faults: $(STAMP) ## kill runs at twenty seeded moments, resume them and compare 
 	$(PY) tests/faults.py $(ARGS)
 	$(PY) -m pytest -m faults
 
-bench: $(STAMP) ## measure pictures, judges, start-up, and what FIA's masks add to bare denoising
-	$(PY) -m experiments.bench $(ARGS)
-	$(PY) -m experiments.bench_masks $(ARGS)
+bench: $(STAMP) ## measure masks, pictures, judges, start-up, closed forms (RELEASED=DIR: FIA's own program too)
+	$(PY) -m experiments.bench $(if $(RELEASED),--released "$(RELEASED)") $(ARGS)
 
 tables: $(STAMP) ## rebuild results/tables from records: published tables beside measured ones
 	$(PY) -m experiments.tables --write results/tables $(ARGS)

@@ -1,59 +1,75 @@
-"""How fast pictures are made and judged, and how soon a run starts, on this machine.
+"""How fast masks, pictures and closed forms are made and pictures judged, and how soon a run starts, on this machine.
 
     python -m experiments.bench                                      the tiny world, on the device that a run would use
     python -m experiments.bench --rounds 5 --parts pictures model=sd15          settings as for run.py
-    python -m experiments.bench --parts pictures --random device=cuda           SD 1.5's shapes with random weights
+    python -m experiments.bench --random device=cuda                 SD 1.5's shapes with random weights
+    python -m experiments.bench --parts released --released DIR      FIA beside its authors' program
 
     pictures   whole pictures in batches, packed and stored, beside stock diffusers with one picture a call
                (bench_pictures.py)
-    judges     every metric's scores of pictures in memory and of the same pictures in the store (bench_judges.py)
+    judges     every metric's scores of pictures in memory and of the same pictures in the store, beside the making of
+               pictures (bench_judges.py)
     startup    `run.py --help` and a dry run, each as a process of its own (bench_startup.py)
-    closed     edits in closed form for fifty concepts (bench_closed.py); only where it is asked for
-    stored     a whole run whose results are all in the store; only where it is asked for, as it is made first
+    closed     edits in closed form for fifty concepts (bench_closed.py)
+    masks      what FIA's statistics add to bare denoising (bench_masks.py)
+    stored     a whole run whose results are all in the store, once it has been made (bench_stored.py)
+    released   FIA beside the program that its authors released, in a folder of yours (bench_released.py); only where
+               that folder is named
 
 What is compared takes turns within one process, round after round, so that a machine that slows down slows all of it.
 Every round with the hardware is written to results/bench/PART-MODEL-DEVICE.json, the medians as a table beside it.
-FIA's masks have a command of their own: `python -m experiments.bench_masks`.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import json
 import logging
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 
 from . import cli
+from .random_weights import random_model
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "bench"
-# Part: the module with its `measure(settings, rounds)` and `table(result)`.
-NAMES = ("pictures", "judges", "startup", "closed", "stored")
-PARTS = {name: f"bench_{name}" for name in NAMES}
-USUAL = ("pictures", "judges", "startup")
+# Of each part the module bench_NAME.py, with `measure(cfg, settings, rounds)`, `rows(result)`, SETTINGS that hold
+# whatever is said, and where it has them DEFAULTS that hold unless something else is said.
+USUAL = ("pictures", "judges", "startup", "closed", "masks", "stored")
+# Judges of published models want pictures that mean something, and weights of their own.
+OF_RANDOM_WEIGHTS = ("pictures", "closed", "masks")
+PARTS = (*USUAL, "released")
 
 
-def run(name: str, settings: Sequence[str], rounds: int) -> Path:
-    """Measure one part, write its JSON and its table, print the table; the JSON's path."""
+def run(name: str, settings: Sequence[str], rounds: int, **more: Any) -> tuple[Path, str]:
+    """Measure one part, write its JSON and its table, print the table.
+
+    Args:
+        more: what the part's `measure` takes besides.
+
+    Returns:
+        The JSON's path, and what the measurement found to be wrong, or "".
+    """
     from harness.files import write_atomic
     from harness.record import environment
 
-    part = importlib.import_module(f"{__package__}.{PARTS[name]}")
+    part = _module(name)
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*settings, *part.SETTINGS])
-    result = {**part.measure(cfg, settings, rounds), "environment": environment()}
+        cfg = compose("config", overrides=[*getattr(part, "DEFAULTS", ()), *settings, *part.SETTINGS])
+    result = {**part.measure(cfg, settings, rounds, **more), "environment": environment()}
     path = RESULTS / f"{name}-{result['model']}-{result['device'].replace(':', '')}.json"
     table = "\n".join([heading(result), "", "| what | value |", "| --- | ---: |", *part.rows(result), ""])
     write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
     write_atomic(path.with_suffix(".md"), table.encode())
     print(table)
-    return path
+    return path, result.get("wrong", "")
 
 
 def heading(result: dict) -> str:
@@ -66,50 +82,63 @@ def heading(result: dict) -> str:
     )
 
 
-@contextlib.contextmanager
-def random_model(wanted: bool) -> Iterator[list[str]]:
-    """Settings that name a model of SD 1.5's shapes with random weights, for as long as the block lasts."""
-    if not wanted:
-        yield []
-        return
-    from .bench_pictures import save_random_sd
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.bench_{name}")
 
-    with tempfile.TemporaryDirectory() as folder:
-        save_random_sd(Path(folder))
-        yield [
-            "model=sd15",
-            "model.name=sd15-random",
-            f"model.path={folder}",
-            "model.words='SD 1.5 with random weights'",
-        ]
+
+def _random_size(name: str, options: argparse.Namespace) -> str | None:
+    """The model with random weights that a part runs on (`random_weights`); None where settings name the model."""
+    if options.random:
+        return "sd15"
+    named = any(item.startswith(("model=", "model.")) for item in options.settings)
+    return None if named else getattr(_module(name), "RANDOM", None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write; 2 on bad input."""
+    """Measure, print and write; 1 where what was measured is wrong, 2 on bad input."""
     parser = argparse.ArgumentParser(prog="python -m experiments.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", default=",".join(USUAL), help=f"of {','.join(PARTS)}; default: %(default)s")
-    parser.add_argument("--random", action="store_true", help="SD 1.5's shapes with random weights instead of a model")
+    parser.add_argument("--parts", help=f"of {','.join(PARTS)}; default: {','.join(USUAL)}, and what options add")
+    parser.add_argument(
+        "--random",
+        action="store_true",
+        help=f"SD 1.5's shapes with random weights instead of a model; --parts is then {','.join(OF_RANDOM_WEIGHTS)}",
+    )
+    parser.add_argument("--released", type=Path, metavar="DIR", help="a clone of FIA's released program")
+    parser.add_argument("--steps", type=int, default=2, help="masks: UNet calls of every walk; default: %(default)s")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as for run.py")
     options = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        if options.rounds < 1:
-            raise ValueError(f"--rounds {options.rounds}: at least 1")
-        names = options.parts.split(",")
+        for option in ("rounds", "steps"):
+            if getattr(options, option) < 1:
+                raise ValueError(f"--{option} {getattr(options, option)}: at least 1")
+        usual = OF_RANDOM_WEIGHTS if options.random else USUAL
+        names = options.parts.split(",") if options.parts else [*usual, *(["released"] if options.released else [])]
         for name in names:
             if name not in PARTS:
                 raise ValueError(f"--parts {name}: there are {', '.join(PARTS)}")
-        with random_model(options.random) as model:
-            paths = [run(name, [*model, *options.settings], options.rounds) for name in names]
+        if "released" in names and options.released is None:
+            raise ValueError("--parts released: say --released DIR, a clone of FIA's released program")
+        more = {"masks": {"steps": options.steps}, "released": {"folder": options.released}}
+        done = []
+        with contextlib.ExitStack() as models:
+            random = functools.cache(lambda size: models.enter_context(random_model(size)))
+            for name in names:
+                size = _random_size(name, options)
+                settings = [*(random(size) if size else []), *options.settings]
+                done.append(run(name, settings, options.rounds, **more.get(name, {})))
     except Exception as error:
         if cli.exit_code(error) != cli.BAD_INPUT:
             raise
         print(cli.one_line(error, options.settings), file=sys.stderr)
         return cli.BAD_INPUT
-    for path in paths:
+    for path, _ in done:
         print(f"written: {path.relative_to(RESULTS.parents[1])}")
-    return cli.DONE
+    wrong = [f"{path.name}: {words}" for path, words in done if words]
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return cli.FAILED if wrong else cli.DONE
 
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""What FIA's masks cost beyond the denoising they cannot do without: `python -m experiments.bench_masks`.
-
-    python -m experiments.bench_masks                             the tiny world, on the device that a run would use
-    python -m experiments.bench_masks --rounds 5 model=sd15       settings as for run.py
-
-Measured in turn, round after round in one process, so that a machine that slows down slows all of them:
+"""What FIA's masks cost beyond the denoising that they cannot do without (`python -m experiments.bench --parts masks`).
 
     denoising     bare denoising of the base prompts and of all concepts' prompts: same batches, sampler and steps
     statistics    the same with FIA's statistics and thresholds (Eq. 1-3): one pass for the concepts
@@ -11,60 +6,48 @@ Measured in turn, round after round in one process, so that a machine that slows
     thresholds    Eq. 3's top r1 of every layer once, by selection; and `sorts`, by sorting
     selection     Eq. 4-6: the mask of one concept from what is kept of it
 
-The ratio is statistics to denoising, a median over paired rounds; the floor is 1 plus products to denoising. Written,
-with every round and the hardware, to results/bench/masks-MODEL-DEVICE.json and as a table beside it.
+The ratio is statistics to denoising, a median over paired rounds; the floor is 1 plus products to denoising.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hydra import compose, initialize_config_dir
+import torch
 from omegaconf import DictConfig
 
-from . import cli
+from fia.fia import FIA
+from fia.saliency import Job, groups
+from fia.saliency import measure as run_statistics
+from fia.statistics import DTYPES, products_of
+from harness.masks import kth_largest
+from harness.method import Meter
+from harness.model import DiffusionModel
 
-if TYPE_CHECKING:
-    import torch
-
-    from fia.saliency import Job
-    from harness.model import DiffusionModel
+from .setup import setup
 
 log = logging.getLogger(__name__)
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "bench"
-STEPS = 2  # UNet calls of every walk: enough to tell seconds a sample, and few enough for a processor
+SETTINGS = ("edit_only=true",)
 
 
-def measure(cfg: DictConfig, rounds: int, steps: int = STEPS) -> dict[str, Any]:
+def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -> dict[str, Any]:
     """Time the parts `rounds` times each, on the configured task's concepts.
 
+    Args:
+        steps: UNet calls of every walk: two are enough to tell seconds a sample, and few enough for a processor.
+
     Returns:
-        JSON values: what was run, `rounds` (seconds of every part), `medians`, `floor` from shapes, `environment`.
+        JSON values: what was run, `rounds` (seconds of every part), `medians`.
 
     Raises:
         ValueError: the configuration is not usable, or its method is not FIA with the cosine factor.
     """
-    import torch
-
-    from fia.fia import FIA
-    from fia.saliency import groups
-    from fia.saliency import measure as run_statistics
-    from fia.statistics import DTYPES, products_of
-    from harness.masks import kth_largest
-    from harness.method import Meter
-    from harness.record import environment
-
-    from .setup import setup
-
     parts = setup(cfg)
     method = parts.method
     if not isinstance(method, FIA) or not method.cosine:
@@ -142,7 +125,8 @@ def measure(cfg: DictConfig, rounds: int, steps: int = STEPS) -> dict[str, Any]:
         log.info("round %d of %d", number + 1, rounds)
     return {
         "model": model.name,
-        "words": model.words,
+        "words": f"FIA's masks, {model.words or model.name}, halves {method.halves}, {len(concepts)} concepts, "
+        f"{method.chunk} prompts a call, {method.steps} steps",
         "fingerprint": model.fingerprint,
         "task": parts.task.name,
         "device": str(parts.device),
@@ -154,7 +138,6 @@ def measure(cfg: DictConfig, rounds: int, steps: int = STEPS) -> dict[str, Any]:
         "unet_samples": samples,
         "rounds": found,
         "medians": medians(found, calls, samples, len(concepts), len(layers), method.steps),
-        "environment": environment(),
     }
 
 
@@ -203,60 +186,24 @@ def medians(
     }
 
 
-def table(result: Mapping[str, Any]) -> str:
-    """The medians as Markdown."""
-    own, hardware = result["medians"], result["environment"]["hardware"]
-    where = ", ".join(hardware["gpus"]) if result["device"].startswith("cuda") else hardware["cpu"]
-    rows = [
-        ("bare denoising, ms a UNet sample", f"{own['denoising_ms_per_unet_sample']:.2f}"),
-        ("with statistics, ms a UNet sample", f"{own['statistics_ms_per_unet_sample']:.2f}"),
-        ("ratio", f"{own['ratio']:.3f}"),
-        ("floor: 1 + products X^T Y : denoising", f"{own['floor']:.3f}"),
-        ("ratio : floor", f"{own['ratio_to_floor']:.3f}"),
-        ("threshold of Eq. 3, ms a layer", f"{own['thresholds_ms_per_layer']:.3f}"),
-        ("the same by sorting", f"{own['sort_ms_per_layer']:.3f} ({own['sort_to_threshold']:.1f} x)"),
-        ("thresholds in all, share of statistics", f"{own['thresholds_share_of_statistics']:.1%}"),
-        ("Eq. 4-6, ms a concept", f"{own['selection_ms_per_concept']:.1f}"),
-    ]
-    head = (
-        f"{result['words'] or result['model']}, {result['dtype']} on {result['device']} ({where}, "
-        f"{hardware['threads']} threads), halves {result['method']['halves']}, {result['concepts']} concepts, "
-        f"{result['chunk']} prompts a call; medians of {len(result['rounds'])} rounds of {result['steps']} steps"
-    )
-    return f"{head}\n\n| what | value |\n| --- | ---: |\n" + "".join(f"| {what} | {value} |\n" for what, value in rows)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print and write; 2 on bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench_masks", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=STEPS, help="UNet calls of every walk")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as for run.py")
-    options = parser.parse_intermixed_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        for name in ("rounds", "steps"):
-            if getattr(options, name) < 1:
-                raise ValueError(f"--{name} {getattr(options, name)}: at least 1")
-        with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-            cfg = compose("config", overrides=[*options.settings, "edit_only=true"])
-        result = measure(cfg, options.rounds, options.steps)
-    except Exception as error:
-        if cli.exit_code(error) != cli.BAD_INPUT:
-            raise
-        print(cli.one_line(error, options.settings), file=sys.stderr)
-        return cli.BAD_INPUT
-    from harness.files import write_atomic
-
-    path = RESULTS / f"masks-{result['model']}-{result['device'].replace(':', '')}.json"
-    write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
-    write_atomic(path.with_suffix(".md"), table(result).encode())
-    print(table(result))
-    print(f"written: {path.relative_to(RESULTS.parents[1])}")
-    return cli.DONE
+def rows(result: Mapping[str, Any]) -> list[str]:
+    """The medians as rows of a table."""
+    own = result["medians"]
+    values = {
+        "bare denoising, ms a UNet sample": f"{own['denoising_ms_per_unet_sample']:.2f}",
+        "with statistics, ms a UNet sample": f"{own['statistics_ms_per_unet_sample']:.2f}",
+        "ratio": f"{own['ratio']:.3f}",
+        "floor: 1 + products X^T Y : denoising": f"{own['floor']:.3f}",
+        "ratio : floor": f"{own['ratio_to_floor']:.3f}",
+        "threshold of Eq. 3, ms a layer": f"{own['thresholds_ms_per_layer']:.3f}",
+        "the same by sorting": f"{own['sort_ms_per_layer']:.3f} ({own['sort_to_threshold']:.1f} x)",
+        "thresholds in all, share of statistics": f"{own['thresholds_share_of_statistics']:.1%}",
+        "Eq. 4-6, ms a concept": f"{own['selection_ms_per_concept']:.1f}",
+    }
+    return [f"| {what} | {value} |" for what, value in values.items()]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from .bench import main
+
+    sys.exit(main(["--parts", "masks", *sys.argv[1:]]))

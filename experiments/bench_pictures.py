@@ -174,32 +174,3 @@ def _unet_flop(model: DiffusionModel) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.predict(model.latents([0]), torch.tensor([500], device=model.device), model.encode([""]))
     return counter.get_total_flops()
-
-
-def save_random_sd(folder: Path) -> None:
-    """Write a diffusers folder of SD 1.5's classes and sizes with random weights in float16 (2 GB).
-
-    Its speed is that of the release, whatever the weights; the tokenizer knows letters only.
-    """
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from .architectures import CLIP_L, SD_UNET, VAE
-
-    torch.manual_seed(0)
-    letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(**VAE),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**CLIP_L)),
-        tokenizer=CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77),
-        unet=UNet2DConditionModel(**SD_UNET),
-        scheduler=PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
-            set_alpha_to_one=False, steps_offset=1,
-        ),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    with quiet_libraries():
-        pipe.to(torch.float16).save_pretrained(folder)

@@ -1,22 +1,26 @@
-"""The least that FIA's exact statistics can cost, from the layers' shapes: `python -m experiments.floor`.
+"""The least that each stage can cost, from shapes: `python -m experiments.floor`.
 
 The cosine factor of Eq. 1 needs `X^T Y` of every measured layer, prompt and step, which is as much arithmetic as the
-layer itself; `Y` is the layer's own output. Nothing is computed here: the models lie on the meta device.
+layer itself; `Y` is the layer's own output. For the other stages the arithmetic of their networks and matrices is
+counted. Next to nothing is computed here: the models lie on the meta device.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from baselines.scapre import ScaPre
+from baselines.scapre_common import SAMPLES
 from fia.neurons import Evidence
 from fia.saliency import MOMENTS, fitting
 from harness.model import LAYER_SUFFIXES
@@ -26,6 +30,7 @@ from .architectures import PUBLISHED, parts_on_meta
 TINY = Path(__file__).resolve().parents[1] / "tinyworld" / "tiny-v1"
 STEPS = 10  # the paper's
 TOKENS_OF_TEXT = 77
+CONCEPTS = 50
 GB = 1e9
 SMALL_GPU = 24 * GB
 
@@ -126,6 +131,118 @@ def tiny() -> Floor:
         return floor("tiny", UNet2DConditionModel.from_config(config))
 
 
+@dataclass(frozen=True)
+class Rest:
+    """Floating-point operations of what stands around the UNet.
+
+    Attributes:
+        text: one prompt's features.
+        decoder: one picture from its latents.
+        closed: edits of CONCEPTS concepts in closed form, by method.
+    """
+
+    text: int
+    decoder: int
+    closed: Mapping[str, int]
+
+
+def rest(unet: nn.Module, vae: nn.Module, encoders: Sequence[nn.Module]) -> Rest:
+    """Count with parts on the meta device."""
+    ids = torch.zeros(1, TOKENS_OF_TEXT, dtype=torch.long, device="meta")
+    size = unet.config.sample_size
+    latents = torch.empty(1, vae.config.latent_channels, size, size, device="meta")
+    projections = [
+        layer
+        for at, layer in unet.named_modules()
+        if ".transformer_blocks." in at and at.endswith((LAYER_SUFFIXES["cross_k"], LAYER_SUFFIXES["cross_v"]))
+    ]
+    closed = closed_forms(sum(layer.out_features for layer in projections), projections[0].in_features)
+    return Rest(sum(_flop(encoder, ids) for encoder in encoders), _flop(vae.decode, latents), closed)
+
+
+def closed_forms(o: int, d: int, m: int = CONCEPTS) -> dict[str, int]:
+    """Floating-point operations of edits in closed form, in float64, of names of two tokens.
+
+    Args:
+        o: channels of all key and value projections.
+        d: width of the text features.
+        m: concepts.
+    """
+    n = m * (TOKENS_OF_TEXT - 2)  # rows: from the last subject token on, padding included
+    cholesky, step = d**3 // 3, 2 * o * d * d
+    masked = 2 * n * d * o
+    information, entropy = (2 * m * copies * d * o for copies in (2 * SAMPLES, ScaPre.entropy_samples))
+    shared = 2 * n * d * d + cholesky + masked + step + entropy
+    return {
+        "uce": 2 * 2 * m * d * d + cholesky + 2 * d**3 + step,
+        "scapre": shared + information,
+        "scapre_scale": shared + 2 * information + 4 * m * d * o,
+    }
+
+
+def judges() -> dict[str, int]:
+    """Floating-point operations a picture: the embedded world's judges, and the published ones' networks."""
+    from torchvision.models import inception_v3, resnet50
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    from tinyworld.judges import SIZE, Classifier, MarkerDetector, SecondClassifier, TinyClip
+
+    picture = [np.zeros((SIZE, SIZE, 3), np.uint8)]
+    with torch.device("meta"):
+        published = {
+            "ResNet-50, 224 pixels": (resnet50().eval(), 224),
+            "CLIP ViT-B/32": (CLIPVisionModel(CLIPVisionConfig()).eval(), 224),
+            "Inception v3, 299 pixels": (inception_v3(init_weights=False).eval(), 299),
+        }
+    return {
+        "tiny classifier": _flop(Classifier.of().logits, picture),
+        "tiny second classifier": _flop(SecondClassifier.of().logits, picture),
+        "tiny CLIP": _flop(TinyClip.of().image_features, picture),
+        "tiny detector of markers": _flop(MarkerDetector.of().detect, picture),
+        **{
+            name: _flop(network, torch.empty(1, 3, size, size, device="meta"))
+            for name, (network, size) in published.items()
+        },
+    }
+
+
+def _flop(run: Callable[[Any], Any], given: Any) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run(given)
+    return counter.get_total_flops()
+
+
+def rests() -> dict[str, Rest]:
+    """Of the published architectures and the embedded world."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    found = {}
+    for name in PUBLISHED:
+        parts = parts_on_meta(name)
+        encoders = [getattr(parts, part) for part in ("text_encoder", "text_encoder_2") if hasattr(parts, part)]
+        found[name] = rest(parts.unet, parts.vae, encoders)
+    with torch.device("meta"):
+        unet, vae = (
+            kind.from_config(json.loads((TINY / part / "config.json").read_text(encoding="utf-8")))
+            for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+        )
+        text = CLIPTextModel(CLIPTextConfig.from_pretrained(TINY / "text_encoder"))
+    return found | {"tiny": rest(unet, vae, [text])}
+
+
+def rest_table(found: Mapping[str, Rest]) -> str:
+    """The arithmetic around the UNet as Markdown, in GFLOP."""
+    methods = list(next(iter(found.values())).closed)
+    header = ["model", "text, a prompt", "VAE, a picture", *(f"{name}, {CONCEPTS} concepts" for name in methods)]
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    rows += [
+        [name, *(f"{flop / 1e9:.4g}" for flop in (own.text, own.decoder, *own.closed.values()))]
+        for name, own in found.items()
+    ]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
+
+
 def floors() -> dict[str, Floor]:
     """Of the published architectures and the embedded world."""
     return {name: published(name) for name in PUBLISHED} | {"tiny": tiny()}
@@ -158,12 +275,16 @@ def group_on(own: Floor, memory: float, element: int = 2) -> tuple[int, float]:
 
 
 def main() -> int:
-    """Print the table, and what a GPU of 24 GB holds."""
+    """Print the tables, and what a GPU of 24 GB holds."""
     found = floors()
     print(table(found), end="")
     for name in PUBLISHED:
         group, held = group_on(found[name], SMALL_GPU)
         print(f"{name} in float16 on 24 GB: {group} concepts a pass, weights and statistics {held / GB:.1f} GB")
+    print("\nGFLOP of the other stages\n" + rest_table(rests()), end="")
+    print("\n| judge | GFLOP a picture |\n| --- | ---: |")
+    for name, flop in judges().items():
+        print(f"| {name} | {flop / 1e9:.3g} |")
     return 0
 
 

@@ -31,10 +31,9 @@ from .sizes import PNG_BYTES_PER_PIXEL
 
 log = logging.getLogger(__name__)
 
-# What is drawn and scored after every stage of a sequential schedule.
-STAGE_SET = "classes"
-# The picture grid shows the first of these that a task has.
-GRID_SETS = ("classes", "artists", EXPLICIT)
+# A task's concepts are scored on the first of these that it has; a sequential schedule draws it after every stage, and
+# the picture grid shows it.
+SCORED_SETS = ("classes", "artists", EXPLICIT)
 
 
 def benchmark(cfg: DictConfig) -> tuple[Record, Path]:
@@ -84,13 +83,15 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
     """What a run of this configuration would compute, without computing it.
 
     Returns:
-        {model, method, task, words, absent, repeats, edits_stored, sets: [{name, edited, rows, stored, make}],
-        unet_samples, disk_bytes}, over all repeats; `absent` says why the model is not on this machine, or is empty. A
-        sequential schedule has edited class pictures for every stage. Pictures of an edit that is not stored yet all
-        count as to be made, its own UNet samples are not known before.
+        {model, method, task, words, absent, counted, repeats, edits_stored, sets: [{name, edited, rows, stored, make}],
+        unet_samples, disk_bytes}, over all repeats; `absent` says why the model is not on this machine, or is empty;
+        `counted` names the prompt lists that are not. A sequential schedule has edited pictures of the concepts for
+        every stage. Pictures of an edit that is not stored yet all count as to be made, its own UNet samples are not
+        known before.
     """
     parts = setup(cfg)
     runs = repeated(parts)
+    absent = getattr(parts.model, "reason", "")
     stages = len(parts.task.concepts) if parts.config["schedule"] == "sequential" else 1
     unedited = parts.config["method"]["name"] == "none"
     sets: dict[tuple[str, int], dict[str, Any]] = {}
@@ -100,11 +101,11 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
         # None: not stored yet.
         edits = stored_edits(one)[0] if found else [None] * stages
         for name, prompts in ({} if one.config["edit_only"] else one.task.sets).items():
-            drawn = [] if unedited else edits if name == STAGE_SET else edits[-1:]
+            drawn = [] if unedited else edits if name == _scored_set(one) else edits[-1:]
             for stage, edit in enumerate([None, *drawn]):
                 rows = {row.id: image_parts(one.model, edit, row, one.sampler) for row in prompts}
                 todo = list(rows.values())
-                if not stage or found:
+                if not absent and (not stage or found):
                     scored = _scored(one, name, edit) if name in one.task.unkept else set()
                     todo = [row for i, row in rows.items() if i not in scored and not one.store.has_image(row)]
                 # A guidance of exactly 1 needs one UNet sample a call, any other two.
@@ -121,13 +122,19 @@ def plan(cfg: DictConfig) -> dict[str, Any]:
         "task": parts.task.name,
         "model": parts.config["model"]["name"],
         "words": parts.model.words,
-        "absent": getattr(parts.model, "reason", ""),
+        "absent": absent,
+        "counted": list(parts.counted),
         "repeats": len(runs),
         "edits_stored": sum(map(has_edit, runs)),
         "sets": list(sets.values()),
         "unet_samples": samples,
         "disk_bytes": disk,
     }
+
+
+def _scored_set(parts: Setup) -> str | None:
+    """The prompt set that shows whether the concepts are gone; None for a task with captions only."""
+    return next((name for name in SCORED_SETS if name in parts.task.sets), None)
 
 
 def _scored(parts: Setup, name: str, edit: Edit | None) -> set[str]:
@@ -155,7 +162,7 @@ class _Run:
         edit: its kind, fingerprint and info, and what `stored_edits` says about its making.
         scored: every metric's values.
         counts: of pictures made, reused and of one colour.
-        stages: of a sequential schedule, what was to be gone after each stage, and the scores of the class pictures.
+        stages: of a sequential schedule, what was to be gone after each stage, and the scores of its pictures.
         shown: the unedited and the edited pictures of the grid, where there is one.
     """
 
@@ -209,21 +216,22 @@ def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost, found: _Run) -> No
         score_passing(parts, name, before[name], after[name], cost.stage)
     with cost.stage("scores"):
         found.scored = score(parts, before, after)
-    stages, stage_sets = [], []
-    if len(edits) > 1 and edits[-1].kind != "none" and STAGE_SET in every:
+    stages, stage_sets, name = [], [], _scored_set(parts)
+    if len(edits) > 1 and edits[-1].kind != "none" and name is not None:
         concepts = ordered(parts.task.concepts, parts.config["order"])
         for number, edit in enumerate(edits, start=1):
-            seen = pictures(edit, f"after stage {number}", [STAGE_SET])
+            seen = pictures(edit, f"after stage {number}", [name])
             stage_sets += seen.values()
+            if name in unkept:
+                score_passing(parts, name, before[name], seen[name], cost.stage)
             with cost.stage("scores"):
-                _, values = summed_up(parts.task, [score(parts, {STAGE_SET: before[STAGE_SET]}, seen)])
+                _, values = summed_up(parts.task, [score(parts, {name: before[name]}, seen)])
             stages.append({"concepts": [concept.name for concept in concepts[:number]], "metrics": list(values)})
     found.stages = stages
     # The last stage's pictures are the edited ones, counted already.
     for images in [*before.values(), *(after.values() if after is not before else ()), *stage_sets[:-1]]:
         found.counts.update(images_made=images.made, images_reused=images.reused, images_black=images.black)
-    name = next((name for name in GRID_SETS if name in before and name not in unkept), None)
-    if name is not None:
+    if name is not None and name not in unkept:
         found.shown = before[name], after[name]
 
 
@@ -233,7 +241,6 @@ def _record(parts: Setup, runs: Sequence[_Run], cost: Cost) -> Record:
         unedited, metrics = summed_up(parts.task, [run.scored for run in runs])
     edit = runs[0].edit
     counts = sum((run.counts for run in runs), Counter())
-    world = _stamp(parts.config["suite"].get("world"))
     note = f"{parts.model.words or parts.model.name}."
     if edit["no_effect"]:
         note += f" The edit changes nothing: {edit['no_effect']}"
@@ -267,7 +274,7 @@ def _record(parts: Setup, runs: Sequence[_Run], cost: Cost) -> Record:
         },
         edit={"kind": edit["kind"], "shares": edit["shares"], **edit["info"]},
         preset=parts.preset,
-        world=world,
+        world=parts.world,
         note=note,
     )
 
@@ -281,15 +288,6 @@ def _screened(parts: Setup) -> str:
         if prompts.screened
     )
     return "".join(words)
-
-
-def _stamp(world: str | None) -> str:
-    """Name and hash of the embedded world whose judges scored, such as `tiny-v1@0123456789ab`; empty for none."""
-    if not world:
-        return ""
-    from tinyworld.freeze import WORLD, stamp
-
-    return stamp(WORLD.parent / world)
 
 
 def _grid(parts: Setup, shown: tuple[ImageSet, ImageSet] | None, record: Path) -> Path | None:

@@ -3,7 +3,8 @@
 Every picture has its own seed and is stored under everything that decides it (model, edit, sampler, prompt, seed,
 guidance, size), so a run that was stopped goes on where it stopped and all methods share the unedited pictures.
 Batches have one shape, a row has one place in them whichever others are missing, and empty places are padded: a run
-that goes on makes the same bits as an unbroken one. A picture at batch size 1 and at 16 differs by the kernels' last
+that goes on makes the same bits as an unbroken one. Jobs that want the same unedited pictures at the same time share
+the work, chunk by chunk, by the store's locks. A picture at batch size 1 and at 16 differs by the kernels' last
 bits only (tests/test_generate.py holds the tolerance).
 
 `passing` is for pictures that nobody should keep: chunks of a prompt set, made in memory when something looks at them
@@ -16,19 +17,21 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from filelock import Timeout
 from tqdm import tqdm
 
 from .edit import Edit
+from .files import storage
 from .model import DiffusionModel, LazyModel
 from .processes import ALONE, Team
 from .sampler import Sampler
-from .store import content_key
+from .store import Store, artefact_lock, content_key
 from .task import PromptSet, Row
 
 log = logging.getLogger(__name__)
@@ -42,6 +45,8 @@ CHUNK = 64
 # Pictures whose scores are stored together, and dealt out to the processes of a run: a multiple of every judge's batch,
 # so that a judge sees the same batches as over the whole set.
 SCORED = 256
+# Unedited pictures, whole batches of them, that one of several jobs makes while the others make the next ones.
+CLAIMED = 64
 
 
 class BlackImageError(RuntimeError):
@@ -176,16 +181,19 @@ def generate(
     own = {keys[i] for i, *_ in items}
     missing: dict[str, int] = {}
     blacks: dict[int, bool] = {}
-    for i, part in enumerate(parts):
-        if keys[i] not in own:
-            continue
-        # Reading is the check: a damaged file counts as missing.
-        picture = store.read_image(part) if store.has_image(part) else None
-        if picture is None:
-            missing.setdefault(keys[i], i)
-        else:
+    made = 0
+
+    def is_stored(i: int) -> bool:
+        """Reading is the check: a damaged file counts as missing."""
+        picture = store.read_image(parts[i]) if store.has_image(parts[i]) else None
+        if picture is not None:
             blacks[i] = is_black(picture)
             images.keep(i, picture)
+        return picture is not None
+
+    for i, key in enumerate(keys):
+        if key in own and not is_stored(i):
+            missing.setdefault(key, i)
     if missing:
         loaded = model if isinstance(model, DiffusionModel) else model()
         if loaded.edit is not None:
@@ -198,25 +206,31 @@ def generate(
             ) as bar,
             # PNG files are packed and written beside the next batch; leaving the block waits for the last of them.
             ThreadPoolExecutor(1) as writer,
+            contextlib.closing(_claimed(items, batch_size, None if edited else store, writer)) as claimed,
         ):
             written: list[Future] = []
-            batches = list(_batches(items, set(missing.values()), batch_size))
-            for batch, pictures in _make(loaded, batches, sampler, batch_size, edited, bar):
-                _finish(written)
-                for (i, row, part), picture in zip(batch.values(), pictures, strict=True):
-                    if is_black(picture) and not edited:
-                        raise _black(loaded, row)
-                    written.append(writer.submit(store.write_image, part, picture, _notes(part)))
-                    blacks[i] = is_black(picture)
-                    images.keep(i, picture)
-                bar.update(len(batch))
+            for chunk in claimed:
+                wanted = [i for i, *_ in chunk if keys[i] in missing]
+                todo = {i for i in wanted if not is_stored(i)}  # another job may have made some meanwhile
+                bar.update(len(wanted) - len(todo))
+                batches = list(_batches(chunk, todo, batch_size))
+                for batch, pictures in _make(loaded, batches, sampler, batch_size, edited, bar):
+                    _finish(written)
+                    for (i, row, part), picture in zip(batch.values(), pictures, strict=True):
+                        if is_black(picture) and not edited:
+                            raise _black(loaded, row)
+                        written.append(writer.submit(store.write_image, part, picture, _notes(part)))
+                        blacks[i] = is_black(picture)
+                        images.keep(i, picture)
+                    bar.update(len(batch))
+                made += len(todo)
             _finish(written)
     for i, key in enumerate(keys):
         if key in own and i not in blacks:  # the same picture as an earlier row's
             blacks[i] = blacks[missing[key]]
         if blacks.get(i) and not edited:
             raise _black(model, prompts.rows[i])
-    made, black = (sum(counts) for counts in zip(*team.gather((len(missing), sum(blacks.values())))))
+    made, black = (sum(counts) for counts in zip(*team.gather((made, sum(blacks.values())))))
     if black and team.main:
         log.warning("%d of %d pictures of the edited model are of one single colour", black, len(parts))
     return ImageSet(prompts, images, content_key(keys), made, len(parts) - made, black)
@@ -358,6 +372,40 @@ def _share(items: Sequence[Item], batch_size: int, team: Team) -> list[Item]:
     return [item for group, start in team.own(starts) for item in group[start : start + batch_size]]
 
 
+def _claimed(
+    items: Sequence[Item], batch_size: int, store: ImageStore | None, writer: ThreadPoolExecutor
+) -> Generator[Sequence[Item], None, None]:
+    """All items, whole batches at a time, while no other job of this machine or cluster is at theirs.
+
+    What another job holds comes last, when it has let go. The writer lets a chunk go after the last of its files. So
+    nobody who holds a chunk waits for another: there is no deadlock.
+
+    Args:
+        store: where other jobs put the same pictures; without a store that knows locks, all items come at once.
+    """
+    if not isinstance(store, Store):
+        yield items
+        return
+    step = max(1, CLAIMED // batch_size) * batch_size
+    chunks = [group[start : start + step] for group in _groups(items) for start in range(0, len(group), step)]
+    busy: list[Sequence[Item]] = []
+    for some, patience in ((chunks, 0), (busy, -1)):
+        if some is busy and busy:
+            log.info("waiting for another process that makes %d pictures", sum(map(len, busy)))
+        for chunk in some:
+            with storage(f"cannot lock pictures in {store.root}"):
+                lock = artefact_lock(store.root, "image", content_key([content_key(part) for *_, part in chunk]))
+                try:
+                    lock.acquire(timeout=patience)
+                except Timeout:
+                    busy.append(chunk)
+                    continue
+            try:
+                yield chunk
+            finally:
+                writer.submit(lock.release)
+
+
 def _batches(items: Sequence[Item], missing: Collection[int], batch_size: int) -> Iterator[dict[int, Item]]:
     """Missing items by their place in the batch, which follows from their place among all items."""
     for group in _groups(items):
@@ -378,6 +426,8 @@ def _make(
 
     Text and noise of the next batch are made before this one is asked for: a GPU works on it meanwhile.
     """
+    if not batches:
+        return
     calls = sampler.calls()
     inputs = _inputs(model, batches[0], batch_size)
     for batch, following in itertools.zip_longest(batches, batches[1:]):

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import statistics
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import toy_suite
+from hydra import compose, initialize_config_dir
 
-from experiments import bench, bench_closed, bench_startup
+from experiments import bench, bench_closed, bench_startup, cli, random_weights
+from experiments.setup import setup
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
     "model=folder",
     "device=cpu",
@@ -45,14 +52,23 @@ def test_pictures_are_those_of_stock_diffusers_and_both_are_timed(settings, tmp_
     assert not (tmp_path / "store").exists(), "measuring must not read or fill the store"
 
 
-def test_judges_say_the_same_of_pictures_in_memory_and_in_the_store(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results" / "bench")
-    quick = ["device=cpu", "task.n=1", "quality.n=2", f"store={tmp_path / 'store'}"]
+def test_judges_say_the_same_of_pictures_in_memory_and_in_the_store(settings, tmp_path):
+    own = f"hydra.searchpath=[file://{toy_suite.write(tmp_path / 'own')}]"
+    quick = [*settings, own, "suite=toy", "task.n=1", "quality.n=2"]
     assert bench.main(["--rounds", "1", "--parts", "judges", *quick]) == 0
-    result = written(tmp_path, "judges-tiny-cpu.json")
+    result = written(tmp_path, "judges-folder-cpu.json")
     assert result["equal"] is True
-    places = [name.rpartition(" ")[2] for name in result["medians"]]
-    assert places.count("(memory)") == places.count("(store)") >= 3
+    (spent,) = result["rounds"]
+    for name, metric in (("classes", "classify"), ("quality", "features")):
+        memory, store = (next(one for one in spent if metric in one and place in one) for place in ("memory", "store"))
+        assert spent[memory] > 0 and spent[store] > 0
+        assert result["ratios"][name]["judges"] == pytest.approx(spent[memory] / spent[f"making: {name}"])
+        assert result["ratios"][name]["reading"] == pytest.approx(spent[f"reading: {name}"] / spent[f"making: {name}"])
+    table = (tmp_path / "results" / "bench" / "judges-folder-cpu.md").read_text(encoding="utf-8")
+    for name in ("classes", "quality"):
+        assert f"| all judges of {name} : making its pictures |" in table
+        assert f"| reading a stored picture of {name} : making it |" in table
+    assert not (tmp_path / "store").exists()
 
 
 def test_startup_times_whole_processes(tmp_path, monkeypatch):
@@ -75,6 +91,55 @@ def test_closed_forms_are_timed_on_fifty_concepts(settings, tmp_path, monkeypatc
     assert result["concepts"] == 50 and result["matrices"] == 8 and [one.name for one in seen] == ["uce", "scapre"]
 
 
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ([], ["pictures", "judges", "startup", "closed", "masks", "stored"]),
+        (["--released", "clone"], ["pictures", "judges", "startup", "closed", "masks", "stored", "released"]),
+        (["--random"], ["pictures", "closed", "masks"]),
+        (["--parts", "masks"], ["masks"]),
+    ],
+)
+def test_every_part_has_its_turn_on_the_model_that_is_meant(options, parts, tmp_path, monkeypatch):
+    seen: list[tuple[str, list[str], dict[str, Any]]] = []
+
+    def note(name: str, settings: list[str], rounds: int, **more: Any) -> tuple[Path, str]:
+        seen.append((name, settings, more))
+        return bench.RESULTS / f"{name}.json", "too slow" if name == "stored" else ""
+
+    monkeypatch.setattr(bench, "run", note)
+    monkeypatch.setattr(bench, "random_model", lambda size: contextlib.nullcontext([f"model={size}"]))
+    assert bench.main([*options, "seed=1"]) == (1 if "stored" in parts else 0)
+    assert [name for name, *_ in seen] == parts
+    for name, settings, more in seen:
+        size = "sd15" if "--random" in options else "small" if name == "released" else None
+        assert settings == [*([f"model={size}"] if size else []), "seed=1"]
+        assert more == {"masks": {"steps": 2}, "released": {"folder": Path("clone")}}.get(name, {})
+
+
+def test_random_weights_are_a_model_like_any_other(tmp_path):
+    with random_weights.random_model("small") as settings, initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        parts = setup(compose("config", [*settings, "edit_only=true", "device=cpu"]))
+        model = parts.model()
+        assert (model.name, model.size, parts.sampler.name) == ("small-random", 64, "pndm")
+        assert model.encode(["a church"]).hidden.shape == (1, 77, 64) and len(model.layers("ffn2")) == 7
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("said", "command"),
+    [
+        ([], "experiments.bench"),
+        (["RELEASED=my clone"], 'experiments.bench --released "my clone"'),
+        (["ARGS=--parts masks model=sd15"], "experiments.bench --parts masks model=sd15"),
+    ],
+)
+def test_make_bench_is_one_command(said, command):
+    plan = subprocess.run(["make", "-n", "bench", *said], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in plan.splitlines() if "-m experiments.bench" in line]
+    assert " ".join(line.split()).endswith(f"-m {command}")
+
+
 def test_a_run_that_fails_is_not_timed():
     with pytest.raises(RuntimeError, match=r"run.py --hepl ended with 2: .*--hepl"):
         bench_startup._seconds(["--hepl"])
@@ -85,7 +150,9 @@ def test_a_run_that_fails_is_not_timed():
     [
         (["device=warp9"], "device"),
         (["--rounds", "0"], "at least 1"),
+        (["--steps", "0"], "--steps 0: at least 1"),
         (["--parts", "pictures,speed"], "--parts speed: there are pictures, judges"),
+        (["--parts", "released"], "--parts released: say --released DIR"),
         (["model.compile=perhaps"], "model.compile='perhaps': say true or false"),
     ],
 )

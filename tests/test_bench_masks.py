@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import bench_masks, bench_released, floor
+from experiments import bench, bench_released, floor
 from fia.saliency import LARGEST_GROUP
 
 SMALL = [
@@ -20,12 +21,12 @@ SMALL = [
 
 @pytest.fixture
 def settings(random_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(bench_masks, "RESULTS", tmp_path / "results" / "bench")
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results" / "bench")
     return [*SMALL, f"model.path={random_sd_folder}", f"store={tmp_path / 'store'}", f"records={tmp_path / 'runs'}"]
 
 
 def test_the_masks_cost_is_measured_in_paired_rounds(settings, tmp_path, capsys):
-    assert bench_masks.main(["--rounds", "2", "--steps", "1", *settings]) == 0
+    assert bench.main(["--parts", "masks", "--rounds", "2", "--steps", "1", *settings]) == 0
     path = tmp_path / "results" / "bench" / "masks-folder-cpu.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     # Three base prompts and three for each of two concepts, guided, one step; denoised bare, and with statistics.
@@ -57,10 +58,83 @@ def test_the_floor_of_the_exact_term_follows_from_the_shapes():
     assert floor.table({"sd": own, "tiny": small}).count("\n") == 4
 
 
-def test_no_clone_of_the_release_is_bad_input(tmp_path, capsys):
-    assert bench_released.main(["--released", str(tmp_path)]) == 2
+def test_the_floor_of_closed_forms_follows_from_the_shapes():
+    """Fifty concepts at SD 1.5's sizes: 24,960 channels of 768 features, 75 rows a concept."""
+    found = floor.closed_forms(24_960, 768)
+    step = 2 * 24_960 * 768**2
+    assert found["uce"] == step + 768**3 // 3 + 2 * 768**3 + 4 * 50 * 768**2
+    masked = 2 * 3_750 * 768 * 24_960
+    assert masked == pytest.approx(144e9, rel=0.01)
+    copies = 2 * 50 * 768 * 24_960  # one noisy copy of every concept
+    assert found["scapre"] == masked + step + 30 * copies + 2 * 3_750 * 768**2 + 768**3 // 3
+    assert found["scapre_scale"] - found["scapre"] == 12 * copies
+    shown = floor.rest_table({"sd": floor.Rest(13_300_000_000, 2_515_000_000_000, found)})
+    assert shown.splitlines()[-1].startswith("| sd | 13.3 | 2515 | 30.62 | 235.3 |")
+
+
+def test_no_clone_of_the_release_is_bad_input(settings, tmp_path, capsys):
+    assert bench.main(["--parts", "released", "--released", str(tmp_path), *settings]) == 2
     error = capsys.readouterr().err
     assert "no clone of the released program" in error and len(error.splitlines()) == 1
+
+
+# A stand-in for the authors' program: it calls the pipeline as theirs does, and selects the first weight of each layer.
+CLONE = {
+    "__init__": "",
+    "utils": """
+from types import SimpleNamespace
+
+def FIAConfig(**values):
+    seen.append(values)
+    return SimpleNamespace(**values)
+
+seen = []
+""",
+    "hooks": "",
+    "saliency": """
+def compute_concept_saliency(pipe, prompts, base, config):
+    for prompt in [*prompts, *base]:
+        pipe(prompt, num_inference_steps=config.inference_steps, guidance_scale=7.5, output_type="latent")
+    return pipe.unet
+""",
+    "neurons": """
+def build_concept_mask(unet, config):
+    masks = []
+    for name, module in sorted(unet.named_modules()):
+        if name.endswith("ff.net.2"):
+            masks.append(module.weight == module.weight[0, 0])
+    return masks
+""",
+    "mask_fusion": """
+def fuse_masks(masks, alpha):
+    return masks[0], {}
+""",
+}
+
+
+def test_the_released_program_is_run_beside_ours_and_masks_are_compared(settings, tmp_path, capsys):
+    package = tmp_path / "clone" / "fia"
+    package.mkdir(parents=True)
+    for name, text in CLONE.items():
+        (package / f"{name}.py").write_text(text)
+    own = [text for text in settings if not text.startswith(("method.r2", "method.num_pairs", "method.steps"))]
+    own += ["method.num_pairs=2", "method.steps=2", "method.sampler.steps=2"]
+    before = sys.modules["fia.fia"]
+    options = ["--parts", "released", "--released", str(package.parent), "--rounds", "2"]
+    # The stand-in's masks are none of FIA's: that is a failure, and is said.
+    assert bench.main([*options, *own]) == 1
+    out, err = capsys.readouterr()
+    assert "weights differ that are at no tie" in err
+    assert sys.modules["fia.fia"] is before and not hasattr(sys.modules.get("fia.utils"), "seen")
+    path = tmp_path / "results" / "bench" / "released-folder-cpu.json"
+    result = json.loads(path.read_text(encoding="utf-8"))
+    # Two concepts with two pairs, three guided calls (PNDM); ours makes the base prompts once, and two of the calls.
+    assert result["unet_samples"] == {"released": 2 * 4 * 3 * 2, "ours": 3 * 2 * 2 * 2}
+    assert len(result["rounds"]) == 2 and all(one["ours"] > 0 and one["released"] > 0 for one in result["rounds"])
+    ratios = [one["released"] / one["ours"] for one in result["rounds"]]
+    assert result["medians"]["ratio"] == pytest.approx(statistics.median(ratios))
+    assert result["dtype"] == "float32" and result["differing_without_a_tie"] > 0
+    assert path.with_suffix(".md").read_text(encoding="utf-8") in out
 
 
 def test_ties_are_told_from_differences():
@@ -74,10 +148,10 @@ def test_ties_are_told_from_differences():
 
 @pytest.mark.parametrize(
     ("extra", "says"),
-    [(["method=none"], "method=fia"), (["method=fia_release"], "method=fia"), (["--steps", "0"], "at least 1")],
+    [(["method=none"], "method=fia"), (["method=fia_release"], "method=fia")],
 )
 def test_bad_input_is_one_line(settings, extra, says, capsys):
     kept = [text for text in settings if not text.startswith("method.")]
-    assert bench_masks.main([*kept, *extra]) == 2
+    assert bench.main(["--parts", "masks", *kept, *extra]) == 2
     error = capsys.readouterr().err
     assert says in error and len(error.splitlines()) == 1

@@ -1,7 +1,7 @@
-"""One run on two processes, forked from this one, with real gloo between them: the same pictures and the same record.
+"""One run on two processes, with real gloo between them: the same pictures and the same record.
 
-They are started as a launcher would start them, by environment variables; there is none that could clean up after
-them, so whatever ends them is our own.
+They are forked from this one and started as a launcher would start them, by environment variables; there is none that
+could clean up after them, so whatever ends them is our own. One test starts them with `torchrun`, as users do.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -118,6 +119,22 @@ def test_two_processes_make_the_same_pictures_and_the_same_record_as_one(command
     assert (one["cost"]["processes"], two["cost"]["processes"]) == (1, 2)
     samples = {name: stage["unet_samples"] for name, stage in two["cost"]["stages"].items()}
     assert samples == {name: stage["unet_samples"] for name, stage in one["cost"]["stages"].items()}
+
+
+@pytest.mark.faults
+def test_torchrun_starts_a_run_on_two_processes(commands: Any):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
+    argv = [*launcher, run.__file__, *commands("two", "method=none", "task.n=1", "quality.n=2")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert done.returncode == cli.DONE, done.stderr
+    assert done.stdout.count("record: ") == 1
+    record = only_record(commands.work / "two")
+    assert record["cost"]["processes"] == 2
+    assert record["counts"]["images_made"] == len(pictures(commands.work / "two")) == 3 + 2
 
 
 def test_the_main_process_trains_by_itself_and_the_others_find_the_edit(commands: Any):
