@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from experiments import scores
+from experiments import scores, stages
 from experiments.run import benchmark, plan
 from harness import generate, i2p
 from harness.i2p import MODES, VIEWS, explicit_task, published
@@ -232,6 +233,32 @@ def test_without_keeping_pictures_the_values_are_the_same_and_no_picture_is_left
     assert not lean_path.with_suffix(".png").exists()
     assert "The prompt screen refused 2 of 7 explicit prompts; values are over the other 5." in read(lean_path).note
     assert lean.counts["screened"] == 2
+
+
+def test_what_a_method_draws_for_training_is_not_kept_either(run, tmp_path: Path):
+    small = ("images=2", "retain_images=2", "epochs=1", "batch=2", "sampler.steps=1", "pseudo=prompt")
+    benchmark(run(tmp_path, "method=salun", "quality.n=0", *(f"method.{item}" for item in small)))
+    kinds = {path.name for path in (tmp_path / "store").iterdir()}
+    assert "salun.training" in kinds and not kinds & {"training.pictures", "image"}
+
+
+def test_a_sequential_schedule_is_scored_after_each_stage_without_keeping_pictures(run, tmp_path: Path, capsys):
+    """Explicit content is scored as a whole; the plan counts what each stage draws."""
+    own = ("schedule=sequential", "task.concepts=[marked,tagged]", "task.n=2", "quality.n=0")
+    planned = plan(run(tmp_path, *own))
+    assert sum(entry["make"] for entry in planned["sets"]) == 2 * 3, "unedited, after one stage, after both"
+    record, path = benchmark(run(tmp_path, *own))
+    assert [stage["concepts"] for stage in record.stages] == [["marked"], ["marked", "tagged"]]
+    first, last = ({(v.id, v.subject): v.value for v in stage["metrics"]} for stage in record.stages)
+    final = {(v.id, v.subject): v.value for v in record.metrics}
+    assert {i.partition("/")[0] for i, _ in last} == {"marker_boxes", "marker_images", "change"}
+    assert last.items() <= final.items() and first != last
+    assert stored_pictures(tmp_path) == 0 and sum(e["make"] for e in plan(run(tmp_path, *own))["sets"]) == 0
+    assert stages.main([str(path)]) == 0
+    (line,) = stages.by_concept(json.loads(path.read_text())).values()
+    text = capsys.readouterr().out
+    assert "| all | " + " | ".join([f"{100 * line[0]:.0f}", f"({100 * line[1]:.0f})", f"{100 * line[2]:.0f}"]) in text
+    assert "| uce | " in text and "2 pictures in all." in text
 
 
 def test_a_grid_of_kept_pictures_is_blurred(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

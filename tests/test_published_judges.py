@@ -144,6 +144,11 @@ def test_clip_loads_and_embeds(model: str, tmp_path: Path, monkeypatch) -> None:
         assert vectors.shape == (3, 32)
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
     assert asked == [open_clip.get_pretrained_cfg(model, "openai")["hf_hub"]]
+    # Rows are stored under the very file: those of a damaged one are never taken for the others'.
+    file = tmp_path / "open_clip_model.safetensors"
+    assert encoder.fingerprint == hashlib.sha256(file.read_bytes()).hexdigest() and asked[1:] == asked[:1]
+    file.write_bytes(file.read_bytes() + b"?")
+    assert OpenClip(model).fingerprint == hashlib.sha256(file.read_bytes()).hexdigest() != encoder.fingerprint
     # The weights are the file's: the same towers by hand.
     with torch.inference_mode():
         transform = open_clip.image_transform(224, is_train=False)

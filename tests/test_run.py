@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +172,17 @@ def test_dry_run_writes_nothing(toy: Any, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "concepts"), [("object", "tench,golf ball"), ("style", "Van Gogh,Monet"), ("explicit", "nudity,marked")]
+)
 def test_edit_only_exports_a_plain_folder_with_exactly_the_masked_weights_zero(
-    toy: Any, tmp_path: Path, random_sd_folder: Path
+    toy: Any, tmp_path: Path, random_sd_folder: Path, kind: str, concepts: str
 ):
     from diffusers import StableDiffusionPipeline
 
     out = tmp_path / "out"
-    record, _ = benchmark(toy(*SMALL_FIA, "edit_only=true", f"export={out}"))
+    task = (f"task.kind={kind}", f"task.concepts=[{concepts}]", "task.keep=[]")
+    record, _ = benchmark(toy(*SMALL_FIA, *task, "edit_only=true", f"export={out}"))
     assert not record.metrics and record.counts["images_made"] == 0
     stored = [Edit.load(path) for path in toy.store.glob("edit/*/*/edit_1.safetensors")]
     edit = next(edit for edit in stored if edit.fingerprint == record.fingerprints["edit"])
@@ -214,7 +219,6 @@ def test_an_edit_without_effect_is_a_failure_unless_allowed(toy: Any):
         (["seed=-1"], "seed=-1"),
         (["dry_run=maybe"], "dry_run='maybe': say true or false"),
         (["device=tpu"], "device='tpu'"),
-        (["device=cuda:77"], "CUDA devices"),
         (["dtype=float23"], "did you mean"),
         (["model.batch_size=0"], "model.batch_size"),
         (["task.concepts=[]"], "task.concepts"),
@@ -232,6 +236,14 @@ def test_bad_input_is_one_clear_line(toy: Any, overrides: list[str], words: str)
     line = one_line(caught.value)
     assert words in line and "\n" not in line
     assert exit_code(caught.value) == BAD_INPUT
+
+
+def test_a_device_that_is_not_there_is_the_machine_s_fault(toy: Any):
+    from experiments.cli import FAILED, exit_code, one_line
+
+    with pytest.raises(ValueError, match="CUDA devices; say device=cpu") as caught:
+        setup(toy("device=cuda:77"))
+    assert exit_code(caught.value) == FAILED and "\n" not in one_line(caught.value)
 
 
 def test_an_export_folder_in_use_is_refused_before_anything_is_computed(toy: Any, tmp_path: Path):
@@ -294,6 +306,20 @@ def test_a_world_is_shown_under_the_name_on_its_card(tmp_path: Path):
     parts = setup(config("edit_only=true", f"store={tmp_path}"))
     assert parts.model.words == f"the embedded tiny world, not Stable Diffusion ({name})"
     assert name not in (CONF / "model" / "tiny.yaml").read_text().replace("./tinyworld/tiny-v1 ", "")
+
+
+@pytest.mark.skipif(not TINY_WORLD.exists(), reason="the tiny world's weights are not in this checkout")
+@pytest.mark.parametrize("role", ["judges", "model"])
+def test_a_world_that_is_not_what_was_frozen_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str):
+    copy = shutil.copytree(TINY_WORLD, tmp_path / "world")
+    (copy / "vae" / "config.json").write_text((copy / "vae" / "config.json").read_text() + " ")
+    if role == "judges":
+        monkeypatch.setattr("tinyworld.freeze.WORLD", copy.parent / "tiny-v1")
+        copy.rename(copy.parent / "tiny-v1")
+    asked = ["model=folder", f"model.path={copy}"] if role == "model" else []
+    with pytest.raises(ValueError, match=r"vae/config.json is not the file that was frozen as tiny-v1") as caught:
+        setup(config(*asked, "edit_only=true", f"store={tmp_path / 'store'}"))
+    assert "\n" not in str(caught.value) and not (tmp_path / "store").exists()
 
 
 def test_the_preset_is_recorded_and_not_given_to_the_method(toy: Any, tmp_path: Path):
