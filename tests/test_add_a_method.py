@@ -39,7 +39,9 @@ def run(mine: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 def test_own_method_and_own_task_run_end_to_end(mine):
-    done = run(mine, "method=project_out", "task=garden", "task.n=2", "quality=off", "sampler.steps=3")
+    done = run(
+        mine, "method=project_out", "task=garden", "task.n=2", "quality=off", "sampler.steps=3", "model.batch_size=5"
+    )
     assert done.returncode == 0, done.stderr
     record = json.loads((mine / done.stdout.strip().splitlines()[-1].removeprefix("record: ")).read_text())
     assert (record["method"], record["task"]) == ("project_out", "garden")
