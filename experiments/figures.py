@@ -8,16 +8,13 @@ general quality, the number of concepts that a method forgets within all of them
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.files import write_atomic
-
-from . import catalogue, paper_tables, paper_text, published
+from . import catalogue, paper_tables, paper_text, published, render
 from .published import Cell, Paper
 from .records import flat
 from .settings import TASK_KEYS, Expected, Record, deviations, row_of, sorted_out
@@ -210,12 +207,7 @@ def draw(figure: Figure, path: Path) -> Path:
             axes.legend(fontsize=6)
     published_points = "hollow = published, filled = " if figure.paper.file else ""
     sheet.suptitle(f"{figure.name}: {published_points}measured with 95 % intervals", fontsize=9)
-    sheet.tight_layout()
-    buffer = io.BytesIO()
-    sheet.savefig(buffer, format="png", metadata={"Software": None})
-    pyplot.close(sheet)
-    write_atomic(path, buffer.getvalue())
-    return path
+    return render.save_chart(sheet, path)
 
 
 def _draw(axes: Any, series: Series, colour: Any, filled: bool) -> None:

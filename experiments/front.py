@@ -12,7 +12,6 @@ are reported by their values on test.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 from harness.files import write_atomic
 
-from . import values
+from . import render, values
 from .tables import NOT_SETTINGS, differing, find, flat, notes, read_records
 
 # A method that keeps less than this share of the unedited model's preserve accuracy has broken the model.
@@ -223,12 +222,7 @@ def plot(found: Sequence[Point], path: Path) -> Path:
     record = found[0].record
     axes.set_title(f"{record['method']} on {record['task']}, {record['split']} split\n{record['note']}", fontsize=9)
     figure.colorbar(scatter, label="overall score %")
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    pyplot.close(figure)
-    write_atomic(path, buffer.getvalue())
-    return path
+    return render.save_chart(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ of forgetting against keeping over the settings that it tried, on the tuning spl
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -157,12 +156,7 @@ def plot(tuning: Mapping[str, list[front.Point]], path: Path) -> Path:
     axes.set_ylabel("preserve accuracy % (higher is better)")
     axes.set_title(f"{record['task']}, {record['split']} split\n{record['note']}", fontsize=9)
     axes.legend(fontsize=8, loc="lower right")
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    pyplot.close(figure)
-    write_atomic(path, buffer.getvalue())
-    return path
+    return render.save_chart(figure, path)
 
 
 def markdown(folder: Path) -> str:

@@ -1,10 +1,15 @@
-"""One table as Markdown, LaTeX or HTML. Cells are finished text; nothing is computed here."""
+"""One table as Markdown, LaTeX or HTML, a chart as PNG. Cells are finished text; nothing is computed here."""
 
 from __future__ import annotations
 
 import html
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.files import write_atomic
 
 # What LaTeX would read as a command, or does not know.
 TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "^": r"\^{}", "~": r"\~{}"} | {sign: f"\\{sign}" for sign in "&%_#$"}
@@ -62,3 +67,15 @@ def page(title: str, blocks: Sequence[str]) -> str:
     style = "table{border-collapse:collapse;margin:1em 0}td,th{border:1px solid #bbb;padding:2px 6px;text-align:left}"
     head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{style}</style>'
     return "\n".join([head, *blocks]) + "\n"
+
+
+def save_chart(figure: Any, path: Path) -> Path:
+    """Write a matplotlib figure as a PNG without the program's version in it, and close it."""
+    from matplotlib import pyplot
+
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    pyplot.close(figure)
+    write_atomic(path, buffer.getvalue())
+    return path
