@@ -1,10 +1,11 @@
-"""An equal-budget search: `python -m experiments.search conf/search/tiny_5v5.yaml [METHOD ...] [--tuning-only]`.
+"""An equal-budget search: `python -m experiments.search FILE [METHOD ...] [--tuning-only | --tuned FOLDER]`.
 
 Every method tries at most `budget` settings on the tuning split. Two of them are then run on the test split, so that no
 reported value was chosen on the pictures it is measured on: `searched`, the one with the best overall score, and
 `keeping`, the one that forgets most among those that keep 95 % of the unedited model's preserve accuracy; and with them
 `defaults`, the method's own values as they are specified. Runs go through the store: a search that was interrupted goes
-on where it stopped. All methods in one table: methods.py.
+on where it stopped. With `--tuned FOLDER` the records of an earlier search stand for the runs on the tuning split. All
+methods in one table: methods.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.files import write_atomic
@@ -27,7 +28,8 @@ from harness.names import unknown
 from . import values
 from .cli import CONF, INTERRUPTED, exit_code, one_line
 from .front import FAMILIES, best_keeping, best_overall, points
-from .tables import read_records
+from .records import flat, read_records
+from .tables import NOT_SETTINGS
 
 # Not a file of conf/preset/: the method keeps the values of its own YAML.
 NO_PRESET = "preset@_global_=none/none"
@@ -125,10 +127,40 @@ def run(job: Job) -> Path:
     from .config import checked
     from .run import benchmark
 
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[*job.overrides, f"records={job.folder}"])
+    cfg = _composed(job)
     checked(cfg)
     return benchmark(cfg)[1]
+
+
+def recorded(job: Job, folder: Path) -> Path:
+    """The record below `folder` that an earlier search wrote for this job.
+
+    A record leaves out what decides no result, so the two have to agree in every key that both have.
+
+    Raises:
+        ValueError: no record has this configuration, or several have.
+    """
+    wanted = _settings(OmegaConf.to_container(_composed(job), resolve=True))
+    found = []
+    for path in sorted((folder / TUNING / job.folder.name).glob("*.json")):
+        mine = _settings(read_records([path])[0]["config"])
+        if all(mine.get(key, value) == value for key, value in wanted.items()):
+            found.append(path)
+    if len(found) != 1:
+        place = folder / TUNING / job.folder.name
+        raise ValueError(f"{len(found)} records in {place} have the configuration {' '.join(job.overrides)}, not one")
+    return found[0]
+
+
+def _composed(job: Job) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=[*job.overrides, f"records={job.folder}"])
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """The keys of a configuration that decide results, by their full names; what a run finds out itself is left out."""
+    settings = {key: value for key, value in flat(config).items() if key.split(".")[0] not in NOT_SETTINGS}
+    return {key: value for key, value in settings.items() if key != "dtype"}
 
 
 def choose(paths: Sequence[Path]) -> dict[str, int]:
@@ -158,7 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.search", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="only these (default: all of the file)")
-    parser.add_argument("--tuning-only", action="store_true", help="stop before the test split")
+    stages = parser.add_mutually_exclusive_group()
+    stages.add_argument("--tuning-only", action="store_true", help="stop before the test split")
+    stages.add_argument("--tuned", type=Path, metavar="FOLDER", help="records of an earlier search, with its tuning/")
     parser.add_argument("--out", type=Path, help="folder of the records (default: runs/search/NAME)")
     options = parser.parse_intermixed_args(argv)
     try:
@@ -168,7 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = options.out or Path("runs") / "search" / options.file.stem
         chosen = {}
         for method, settings in grids.items():
-            paths = [run(job) for job in tuning_jobs(search, method, folder)]
+            jobs = tuning_jobs(search, method, folder)
+            paths = [recorded(job, options.tuned) if options.tuned else run(job) for job in jobs]
             roles = choose(paths)
             chosen[method] = {role: settings[i] for role, i in roles.items()}
             tried = markdown(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -135,7 +136,10 @@ def test_random_weights_are_a_model_like_any_other(tmp_path):
     ],
 )
 def test_make_bench_is_one_command(said, command):
-    plan = subprocess.run(["make", "-n", "bench", *said], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    # The tests may have been started by make themselves, whose settings a make below it takes over.
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES", "ARGS")}
+    command_line = ["make", "-n", "bench", *said]
+    plan = subprocess.run(command_line, cwd=ROOT, env=alone, capture_output=True, text=True, check=True).stdout
     (line,) = [line for line in plan.splitlines() if "-m experiments.bench" in line]
     assert " ".join(line.split()).endswith(f"-m {command}")
 

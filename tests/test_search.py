@@ -82,6 +82,19 @@ def test_a_search_that_is_done_computes_nothing(found: Path, place: Path, capsys
     assert all(r["counts"]["images_made"] == 0 for r in read_records(found.glob("test/*/custom/uce-*.json")))
 
 
+def test_records_of_an_earlier_search_stand_for_its_tuning(found: Path, place: Path, capsys: pytest.CaptureFixture):
+    again = place / "again"
+    assert search.main([str(place / "toy.yaml"), "uce", "--tuned", str(found), "--out", str(again)]) == 0
+    assert not (again / "tuning").exists()
+    assert (again / "uce.md").read_text() == (found / "uce.md").read_text()
+    roles = {path.parent.parent.name: path.name for path in again.glob("test/*/custom/*.json")}
+    assert roles == {path.parent.parent.name: path.name for path in found.glob("test/*/custom/uce-*.json")}
+    other = (place / "toy.yaml").read_text().replace("[0.5, 0.001]", "[0.5, 0.25]")
+    (place / "other.yaml").write_text(other)
+    assert search.main([str(place / "other.yaml"), "uce", "--tuned", str(found), "--out", str(again)]) == 2
+    assert "0 records in" in capsys.readouterr().err
+
+
 def test_all_methods_stand_in_one_table(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     assert methods.main([str(found), "--out", str(tmp_path / "table")]) == 0
     text = capsys.readouterr().out
