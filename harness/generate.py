@@ -432,7 +432,10 @@ def _make(
     inputs = _inputs(model, batches[0], batch_size)
     for batch, following in itertools.zip_longest(batches, batches[1:]):
         latents = model.denoise(
-            **inputs, sampler=sampler, on_call=lambda i, _: bar.set_postfix_str(f"step {i + 1}/{calls}")
+            **inputs,
+            sampler=sampler,
+            on_call=lambda i, _: bar.set_postfix_str(f"step {i + 1}/{calls}"),
+            in_threads=True,
         )
         if following is not None:
             inputs = _inputs(model, following, batch_size)

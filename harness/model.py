@@ -23,6 +23,7 @@ from .loading import as_dtype, quiet_libraries, read_pipeline, tensor_fingerprin
 from .model_files import default_size
 from .names import unknown
 from .sampler import Sampler
+from .threads import by_threads
 from .weights import ModelNotFound, UnsafeWeightsError, configs_of, fingerprint_of, locate
 
 __all__ = [
@@ -310,6 +311,7 @@ class DiffusionModel:
         stop_after: int | None = None,
         on_call: Callable[[int, float], None] | None = None,
         both_halves: bool = False,
+        in_threads: bool = False,
     ) -> Tensor:
         """Unit-variance noise in, latents out, both [n, channels, h, w]: a whole `trajectory` at once.
 
@@ -319,11 +321,11 @@ class DiffusionModel:
             size: (width, height) in pixels told to SDXL; by default the latents' own.
             stop_after: return the latents as they are after this many UNet calls.
             on_call: `on_call(i, timestep)` runs before UNet call i; it must not change weights.
-            both_halves: see `trajectory`.
+            both_halves, in_threads: see `trajectory`.
         """
         walk = self.trajectory(
             conditioning, latents, sampler, guidance,
-            size=size, on_call=on_call, both_halves=both_halves, keep_text=True,
+            size=size, on_call=on_call, both_halves=both_halves, keep_text=True, in_threads=in_threads,
         )  # fmt: skip
         return deque(itertools.islice(walk, None if stop_after is None else stop_after + 1), maxlen=1).pop()
 
@@ -339,6 +341,7 @@ class DiffusionModel:
         on_call: Callable[[int, float], None] | None = None,
         both_halves: bool = False,
         keep_text: bool = False,
+        in_threads: bool = False,
     ) -> Iterator[Tensor]:
         """The one denoising loop: yields the scaled starting latents, then the latents after every UNet call.
 
@@ -353,6 +356,8 @@ class DiffusionModel:
         Args:
             keep_text: the text's keys and values of the first call serve all others. Nobody may change weights until
                 the walk ends, and they take memory that long: 8 MB a guided picture for SD 1.x in float16.
+            in_threads: on a CPU, every thread computes a share of the batch by itself (`by_threads`). While
+                anything is hooked all compute together, because a hook wants to see the whole batch.
         """
         rows = len(latents)
         if len(conditioning) != rows:
@@ -364,13 +369,13 @@ class DiffusionModel:
         extra = self._size_conditioning(text, latents, size)
         scheduler = self.scheduler(sampler)
         latents = latents.to(self.device, self.dtype) * scheduler.init_noise_sigma
-        kept: Kept | None = {} if keep_text else None
+        kept: dict[tuple[int, int], Kept] | None = {} if keep_text else None
         yield latents
         for i, t in enumerate(scheduler.timesteps):
             if on_call is not None:
                 on_call(i, t.item())
             batch = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-            predicted = self._forward(batch, t, text.hidden, kept, extra)
+            predicted = self._forward(batch, t, text.hidden, kept, extra, in_threads)
             self.calls += len(batch)
             if guided:
                 without, with_prompt = predicted.chunk(2)
@@ -378,16 +383,35 @@ class DiffusionModel:
             latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
             yield latents
 
-    def _forward(self, batch: Tensor, t: Tensor, text: Tensor, kept: Kept | None, extra: dict[str, Any]) -> Tensor:
+    def _forward(
+        self,
+        batch: Tensor,
+        t: Tensor,
+        text: Tensor,
+        kept: dict[tuple[int, int], Kept] | None,
+        extra: dict[str, Any],
+        in_threads: bool,
+    ) -> Tensor:
         """One UNet call of the denoising loop; the compiled UNet would not run hooks that were set since."""
         if self.device.type != "mps":
             batch = batch.contiguous(memory_format=torch.channels_last)
-        if self._compiled is not None and not any(map(is_hooked, self.unet.modules())):
+        free = not any(map(is_hooked, self.unet.modules()))
+        if self._compiled is not None and free:
             return self._compiled(batch, t, encoder_hidden_states=text, return_dict=False, **extra)[0]
-        keeping = {"kept": kept} if kept is not None else None
-        return self.unet(
-            batch, t, encoder_hidden_states=text, cross_attention_kwargs=keeping, return_dict=False, **extra
-        )[0]
+
+        def compute(rows: slice) -> Tensor:
+            keeping = None if kept is None else {"kept": kept.setdefault((rows.start, rows.stop), {})}
+            added = {name: {key: x[rows] for key, x in conditions.items()} for name, conditions in extra.items()}
+            return self.unet(
+                batch[rows],
+                t,
+                encoder_hidden_states=text[rows],
+                cross_attention_kwargs=keeping,
+                return_dict=False,
+                **added,
+            )[0]
+
+        return by_threads(compute, len(batch), self.device) if in_threads and free else compute(slice(0, len(batch)))
 
     def scheduler(self, sampler: Sampler) -> Any:
         """A fresh diffusers scheduler of this model's noise schedule, with the sampler's timesteps set."""
@@ -443,7 +467,7 @@ class DiffusionModel:
             part = torch.where(whole.view(-1, 1, 1, 1), part, 0).to(self.vae_dtype) / config.scaling_factor
             if mean is not None and std is not None:
                 part = part * part.new_tensor(std).view(1, -1, 1, 1) + part.new_tensor(mean).view(1, -1, 1, 1)
-            decoded = self.pipe.vae.decode(part, return_dict=False)[0].float()
+            decoded = self._decode(part).float()
             whole &= torch.isfinite(decoded).flatten(1).all(1)
             if not whole.all() and not nan_to_black:
                 raise FloatingPointError(
@@ -454,6 +478,12 @@ class DiffusionModel:
             decoded = torch.where(whole.view(-1, 1, 1, 1), decoded, 0).to(torch.uint8)
             pictures.append(decoded.permute(0, 2, 3, 1).cpu())
         return torch.cat(pictures)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        def compute(rows: slice) -> Tensor:
+            return self.pipe.vae.decode(latents[rows], return_dict=False)[0]
+
+        return by_threads(compute, len(latents), self.device)
 
     @torch.no_grad()
     def encode_images(self, pictures: Tensor) -> tuple[Tensor, Tensor]:

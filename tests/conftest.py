@@ -64,9 +64,12 @@ def call(tmp_path: Path, random_sd_folder: Path, monkeypatch: pytest.MonkeyPatch
     settings of a small run.
     """
     import toy_suite
+    from hydra._internal.hydra import Hydra
 
     import run
 
+    # Hydra composes every configuration twice, at first only to read hydra.mode, which nothing here sets.
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
     own = toy_suite.write(tmp_path / "own")
     work = tmp_path / "work"
     work.mkdir()
