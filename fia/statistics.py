@@ -28,7 +28,7 @@ EPS = 1e-8
 HALVES = ("both", "cond", "uncond")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 # Entries of U, and of X, that are worked on at once: what a processor's cache holds, or what keeps an accelerator busy.
-_ENTRIES = {"cpu": 2**17, "accelerator": 2**26}
+_ENTRIES = {"cpu": 2**20, "accelerator": 2**26}
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,11 @@ def _unit_norms(x: Tensor) -> Tensor:
 
 @dataclass
 class Moments:
-    """Running mean, and population variance where `spread`, over prompts; one prompt is added after the other.
+    """Running mean, and population variance where `spread`, over prompts, a few prompts at a time.
 
     The two-moment formula (mean of squares minus square of mean) would lose the digits that Eq. 2 subtracts; instead
-    every prompt adds its squared distance from the mean so far (Welford).
+    squared distances from the mean of the few are added up, and those of their mean from the mean so far (Chan, Golub
+    and LeVeque 1983).
 
     Attributes:
         total: sum of the values.
@@ -149,22 +150,19 @@ class Moments:
 
     def add(self, values: Tensor, divisor: Tensor | None = None) -> None:
         """Take in `|values| / divisor` [prompts, ...]; `values` is used up."""
-        if self.count == 0:
-            self.total = torch.zeros_like(values[0])
-            self.m2 = torch.zeros_like(self.total) if self.spread else self.m2
         values.abs_()
-        if divisor is not None and self.spread:
+        if divisor is not None:
             values.div_(divisor)
-        for index, value in enumerate(values):
-            self.count += 1
-            if self.spread or divisor is None:
-                self.total.add_(value)
-            else:
-                self.total.addcdiv_(value, divisor[index])
-            if self.spread and self.count > 1:
-                # (value - old mean) (value - new mean), by the new mean alone.
-                distance = value.sub_(self.total, alpha=1 / self.count)
-                self.m2.addcmul_(distance, distance, value=self.count / (self.count - 1))
+        before, few = self.count, len(values)
+        self.count += few
+        own = values.sum(0)
+        if self.spread:
+            mean = own / few
+            squares = values.sub_(mean).square_().sum(0)
+            if before:
+                squares.add_(mean.sub_(self.total, alpha=1 / before).square_(), alpha=before * few / self.count)
+            self.m2 = self.m2.add_(squares) if before else squares
+        self.total = self.total.add_(own) if before else own
 
     @property
     def mean(self) -> Tensor:
