@@ -51,9 +51,10 @@ lint: $(STAMP) ## ruff: rules and formatting
 types: $(STAMP) ## mypy: the types of harness, fia and eval
 	$(PY) -m mypy
 
+# Libraries are compiled once, here: where Python is told to write no bytecode, every start would spend ten seconds on it.
 $(STAMP): requirements.lock
 	@if [ "$(UV)" = .uv/bin/uv ] && [ ! -x $(UV) ]; then \
 		python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv==$(UV_VERSION); fi
 	$(UV) venv --quiet --allow-existing --python '$(PYTHON_VERSION)' .venv
-	$(UV) pip sync --python $(PY) --require-hashes requirements.lock
+	$(UV) pip sync --python $(PY) --require-hashes --compile-bytecode requirements.lock
 	@touch $@

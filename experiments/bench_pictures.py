@@ -79,7 +79,8 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, 
             text = model.encode([row.prompt for row in rows[: parts.batch_size]])
             noise = model.latents([row.seed for row in rows[: parts.batch_size]])
             meter = Meter(model, parts.device)
-            model.denoise(text, noise, parts.sampler, parts.sampler.guidance, stop_after=1, both_halves=True)
+            guidance = parts.sampler.guidance
+            model.denoise(text, noise, parts.sampler, guidance, stop_after=1, both_halves=True, in_threads=True)
             seconds["unet"] = meter.read().seconds / samples
             seconds["product"] = _product_seconds(parts.device)
             for i, picture in enumerate(pictures):
