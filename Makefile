@@ -56,5 +56,5 @@ $(STAMP): requirements.lock
 	@if [ "$(UV)" = .uv/bin/uv ] && [ ! -x $(UV) ]; then \
 		python3 -m venv .uv && .uv/bin/python -m pip install --quiet uv==$(UV_VERSION); fi
 	$(UV) venv --quiet --allow-existing --python '$(PYTHON_VERSION)' .venv
-	$(UV) pip sync --python $(PY) --require-hashes --compile-bytecode requirements.lock
+	$(UV) pip sync --python $(PY) --compile-bytecode --require-hashes requirements.lock
 	@touch $@
