@@ -105,14 +105,13 @@ def tuning_jobs(search: Search, method: str, folder: Path) -> list[Job]:
 
 
 def test_jobs(search: Search, chosen: Mapping[str, Mapping[str, Sequence[str]]], folder: Path) -> Iterator[Job]:
-    """The runs on the test split, task by task and role by role.
+    """The runs on the test split, task by task and role by role; KEEPING, of the first task only, comes last.
 
     Args:
         chosen: by method, the settings of the roles SEARCHED and (where a setting keeps enough) KEEPING.
     """
-    for task, role in itertools.product(search.tasks, (SEARCHED, DEFAULTS, KEEPING)):
-        if role == KEEPING and task != search.tasks[0]:
-            continue
+    parts = [*itertools.product(search.tasks, (SEARCHED, DEFAULTS)), (search.tasks[0], KEEPING)]
+    for task, role in parts:
         for method, settings in chosen.items():
             own = [NO_PRESET, *search.defaults.get(method, [])] if role == DEFAULTS else settings.get(role)
             if own is None:
