@@ -72,7 +72,10 @@ def passes(saliency: Tensor, r1: float, strict: bool) -> Tensor:
     """
     k = budget(r1, saliency.numel())
     tau = kth_largest(saliency.flatten(), k)
-    return saliency > tau if strict else (saliency >= tau) & (saliency > 0)
+    if strict:
+        return saliency > tau
+    # Zeros never pass: the least that does is the smallest number above zero.
+    return saliency >= tau.clamp(min=torch.nextafter(torch.zeros_like(tau), torch.ones_like(tau)))
 
 
 def score(strength: Tensor, frequency: Tensor, *, strength_normalise: bool, use_frequency: bool = True) -> Tensor:
