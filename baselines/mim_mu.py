@@ -24,6 +24,7 @@ See docs/methods/mim_mu.md.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,12 @@ ON_PICTURES = ("B1", "A")
 ROLLOUTS = ("original", "trained")
 TARGETS = ("original", "previous")
 PRESERVING = ("ddim", "dpm++")
+# Prompts of pictures from a folder: they say what every one of them shows, and nothing of a place or a person.
+PLAIN = {
+    "object": tuple(CLASS_TEMPLATES.values()),
+    "style": ("an image in the style of {name}",),
+    "explicit": ("a photo of {a} {name} person",),
+}
 DRIFT_SAMPLES = 8
 # At which the mutual information is measured: the middles of twenty equal parts of the noise schedule.
 TIMESTEPS = range(25, 1000, 50)
@@ -115,6 +122,8 @@ class MiMMU:
                 setattr(self, name, Sampler(**getattr(self, name)))
         if self.variant not in ON_PICTURES:
             one_of("mim_mu's rollout.name", self.rollout.name, PRESERVING)
+            if self.folder is not None:
+                raise ValueError(f"mim_mu: folder={self.folder}: variant {self.variant} takes no pictures; B1 and A do")
         one_of("mim_mu's rollout_by", self.rollout_by, ROLLOUTS)
         self.size = pixels("mim_mu: size", self.size)
         one_of("mim_mu's parameters", self.parameters, PARAMETERS)
@@ -136,8 +145,9 @@ class MiMMU:
 
     @cached_property
     def content(self) -> str | None:
-        """Hex sha256 over the pictures in `folder`; None without a folder."""
-        return content_of(self.folder)
+        """Hex sha256 over the pictures in `folder` and the templates of their prompts; None without a folder."""
+        pictures = content_of(self.folder)
+        return pictures and hashlib.sha256(repr((pictures, PLAIN)).encode()).hexdigest()
 
     def edit(self, model: DiffusionModel, concepts: Sequence[Concept], seed: int, stage: Stage) -> Edit:
         """New cross-attention weights, for all concepts at once.
@@ -210,12 +220,16 @@ class MiMMU:
         return Edit.make("delta", tensors, model, info)
 
     def prompts(self, concept: Concept) -> list[str]:
-        """Prompts that contain a concept: `templates`, or the harness's class and scene prompts of its kind."""
-        if self.templates is not None:
-            prompts = [filled(template, concept.name) for template in self.templates]
-        else:
-            plain = CLASS_TEMPLATES.values() if concept.kind == "object" else ()
-            prompts = [filled(template, concept.name) for template in plain] + contrast_pairs(concept)[0]
+        """Prompts that contain a concept: `templates`, or the harness's class and scene prompts of its kind.
+
+        Pictures from a folder have no scene prompts, since nobody knows where they were taken.
+        """
+        templates, scenes = self.templates, []
+        if templates is None and self.folder is not None:
+            templates = PLAIN[concept.kind]
+        elif templates is None:
+            templates, scenes = PLAIN["object"] if concept.kind == "object" else (), contrast_pairs(concept)[0]
+        prompts = [filled(template, concept.name) for template in templates] + scenes
         for prompt in prompts:
             require_unscreened(prompt, concept.kind == "explicit", f"a prompt of concept {concept.name!r}")
         return prompts

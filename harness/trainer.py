@@ -28,12 +28,12 @@ from accelerate.state import AcceleratorState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .checks import number, one_of, whole
 from .files import StoreError, storage, sync
 from .method import Scratch
 from .model import Conditioning, DiffusionModel
+from .progress import Progress
 from .sampler import Sampler
 
 log = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ def train(
             _resume(network, optimizer, stored)
         del stored
         average = None
-        with _bar(label, start, steps) as bar:
+        with Progress(label, steps, "step", start) as progress:
             for step in range(start, steps):
                 value = _backward(accelerator, network, loss, settings, step, steps, seed, label)
                 for name, mask in frozen.items():
@@ -262,8 +262,7 @@ def train(
                 optimizer.step()
                 optimizer.zero_grad()
                 average = value if average is None else 0.95 * average + 0.05 * value
-                bar.set_postfix_str(f"loss {average:.4f}", refresh=False)
-                bar.update()
+                progress.advance(note=f"loss {average:.4g}")
                 if keep is not None and keep.due():
                     keep.save(step + 1, _state(network, optimizer))
         for name, parameter in network.trained.items():
@@ -308,10 +307,10 @@ def summed_gradients(
             for name, gradient in stored.items():
                 network.trained[name].grad = gradient.to(model.device)
         del stored
-        with _bar(label, start, steps) as bar:
+        with Progress(label, steps, "step", start) as progress:
             for step in range(start, steps):
-                _backward(accelerator, network, loss, settings, step, steps, seed, label)
-                bar.update()
+                value = _backward(accelerator, network, loss, settings, step, steps, seed, label)
+                progress.advance(note=f"loss {value:.4g}")
                 if keep is not None and keep.due():
                     keep.save(step + 1, {n: p.grad for n, p in network.trained.items() if p.grad is not None})
         gradients = {}
@@ -521,10 +520,6 @@ def _removed_on_nan(checkpoint: _Checkpoint | None) -> Iterator[None]:
         if checkpoint is not None:
             checkpoint.remove()
         raise
-
-
-def _bar(label: str, start: int, steps: int) -> tqdm:
-    return tqdm(initial=start, total=steps, desc=label, unit="step", leave=False, disable=None)
 
 
 def _float32(text: Conditioning) -> Conditioning:

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from .method import Stage
 from .model import DiffusionModel
+from .progress import Progress
 from .prompts import class_prompt
 from .sampler import Sampler
 from .screen import is_sexual, require_unscreened
@@ -110,7 +110,7 @@ def drawn_pictures(
     rows = [(prompts[i % len(prompts)], _seed(seed, name, i)) for i in range(count)]
 
     def chunks() -> Iterator[Tensor]:
-        with tqdm(total=count, desc=f"pictures of {name}", unit="img", leave=False, disable=None) as bar:
+        with Progress(f"pictures of {name}", count, "picture") as progress:
             for start in range(0, count, CHUNK):
                 part = rows[start : start + CHUNK]
 
@@ -121,7 +121,7 @@ def drawn_pictures(
 
                 key = {"version": VERSION, "rows": part, "sampler": asdict(sampler), "size": list(size)}
                 yield (stage("training.pictures", key, make) if kept else make())["pictures"]
-                bar.update(len(part))
+                progress.advance(len(part))
 
     return _encoded(model, chunks(), tuple(prompt for prompt, _ in rows))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "add-a-method.md"
@@ -20,7 +22,10 @@ FILE = re.compile(r"^`([\w/.]+)`\n\n```\w+\n(.*?)^```$", re.M | re.S)
 def mine(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("mine")
     files = dict(FILE.findall(PAGE.read_text()))
-    assert set(files) == {"project_out.py", "conf/method/project_out.yaml", "conf/task/garden.yaml"}
+    assert set(files) == {
+        *("project_out.py", "conf/method/project_out.yaml", "conf/task/garden.yaml"),
+        *("no_prompt.py", "conf/method/no_prompt.yaml"),
+    }
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,3 +68,28 @@ def test_own_parameters_are_checked_by_the_method(mine, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert code == 2 and "method.s is 3" in err + out
     assert "Traceback" not in err
+
+
+def test_own_training_method_trains(mine, random_sd_model, monkeypatch):
+    from training_stage import Stage, same_weights, weights
+
+    from harness.task import Concept
+    from harness.trainer import parameter_names
+
+    monkeypatch.syspath_prepend(mine)
+    config = yaml.safe_load((mine / "conf" / "method" / "no_prompt.yaml").read_text())
+    module, name = config.pop("_target_").split(".")
+    method = getattr(importlib.import_module(module), name)
+    assert method(**config) == method(), "the file holds the defaults"
+    concepts = [Concept("tench", "object"), Concept("church", "object")]
+    before, stage = weights(random_sd_model), Stage()
+
+    def edit(seed: int):
+        return method(steps=1, batch=2).edit(random_sd_model, concepts, seed, stage)
+
+    made = edit(seed=0)
+    assert set(made.tensors) == set(parameter_names(random_sd_model, "xattn"))
+    assert same_weights(random_sd_model, before)
+    calls = random_sd_model.calls
+    assert edit(seed=0).fingerprint == made.fingerprint and random_sd_model.calls == calls, "the training is stored"
+    assert edit(seed=1).fingerprint != made.fingerprint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -55,6 +55,31 @@ def flat(tensors):
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
+class Normal:
+    """An exact `Network` in float64: pictures are normal around zero, those of the prompt around the parameter `mean`.
+
+    `text` and `empty` are the words themselves. The noise that is expected of x_t around a mean m with unit variance is
+    sqrt(1 - alpha_bar) (x_t - sqrt(alpha_bar) m).
+    """
+
+    alphas_cumprod = torch.linspace(0.999, 0.001, 1000, dtype=torch.float64)
+    noised = Network.noised
+
+    def __init__(self, mean: torch.Tensor) -> None:
+        self.frozen, self.mean = mean, torch.nn.Parameter(mean.clone())
+
+    def predict(self, z_t, t, text):
+        alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return (1 - alpha_bar).sqrt() * (z_t - alpha_bar.sqrt() * (self.mean if text == "y" else 0))
+
+    @contextmanager
+    def original(self):
+        now, self.mean = self.mean, self.frozen
+        with torch.no_grad():
+            yield
+        self.mean = now
+
+
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_the_empty_prompt_has_nothing_to_lose(request, kind: str, batch):
     model, (z_t, t, *_) = request.getfixturevalue(f"random_{kind}_model"), batch
@@ -102,27 +127,99 @@ def test_the_target_stays_the_original_model_s(random_sd_model, batch):
     assert all(later < earlier for earlier, later in pairwise(gaps)), gaps
 
 
-def test_b2_on_the_same_latents_is_b1(random_sd_model, batch):
+@pytest.fixture
+def exact(batch):
+    """An exact network and the batch in float64."""
     z_t, t, x_t, other = batch
-    text, empty = random_sd_model.encode(["a tench"] * 2), random_sd_model.unconditional(2)
-    b1 = flat(gradients(random_sd_model, lambda network: aligned(network, z_t, t, text, empty)))
-    b2 = flat(gradients(random_sd_model, lambda network: distilled(network, z_t, t, z_t, t, text, empty)))
-    torch.testing.assert_close(2 * b2, b1, rtol=1e-4, atol=1e-5 * float(b1.abs().max()))
-    elsewhere = flat(gradients(random_sd_model, lambda network: distilled(network, z_t, t, x_t, other, text, empty)))
-    assert torch.cosine_similarity(elsewhere, b1, dim=0) < 0.99
+    mean = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    return Normal(mean), z_t.double(), t, x_t.double(), other
 
 
-def test_variant_a_starts_in_the_direction_of_esd(random_sd_model, batch):
+def pull(network, loss):
+    """The gradient of a loss with the exact network."""
+    return torch.autograd.grad(loss, network.mean)[0]
+
+
+def close(one, other):
+    """Whether the two agree up to the last digits of float64."""
+    return torch.allclose(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_the_first_loss_is_exactly_the_gap(exact):
+    network, z_t, t, *_ = exact
+    gap = (network.predict(z_t, t, "y") - network.predict(z_t, t, "")).square().mean()
+    alpha_bar = network.alphas_cumprod[t]
+    assert close(aligned(network, z_t, t, "y", ""), gap)
+    assert close(gap, (alpha_bar * (1 - alpha_bar)).mean() * network.mean.square().mean())
+
+
+def test_b2_on_the_same_latents_is_b1(exact):
+    network, z_t, t, x_t, other = exact
+    network.mean.data *= 0.7  # somewhere on its way
+    b1 = pull(network, aligned(network, z_t, t, "y", ""))
+    assert b1.abs().max() > 0 and close(2 * pull(network, distilled(network, z_t, t, z_t, t, "y", "")), b1)
+    assert not close(2 * pull(network, distilled(network, z_t, t, x_t, other, "y", "")), b1)
+
+
+@pytest.mark.parametrize("eta", [1.0, 3.0])
+def test_variant_a_starts_in_the_direction_of_esd(exact, eta: float):
     """ESD's target eps_phi("") - eta (eps_phi(y) - eps_phi("")) lies (eta + 1) times as far away."""
-    z_t, t, *_ = batch
-    model, eta = random_sd_model, 1.0
-    text, empty = model.encode(["a tench"] * 2), model.unconditional(2)
-    with torch.no_grad():
-        conditional, marginal = model.predict(z_t, t, text), model.predict(z_t, t, empty)
-        esd_target = marginal - eta * (conditional - marginal)
-    a = flat(gradients(model, lambda network: repelled(network, z_t, t, text, empty)))
-    esd = flat(gradients(model, lambda network: (network.predict(z_t, t, text) - esd_target).square().mean()))
-    torch.testing.assert_close((eta + 1) * a, esd, rtol=1e-4, atol=1e-5 * float(esd.abs().max()))
+    network, z_t, t, *_ = exact
+    a = pull(network, repelled(network, z_t, t, "y", ""))
+    prediction, marginal = network.predict(z_t, t, "y"), network.predict(z_t, t, "")
+    target = marginal - eta * (prediction.detach() - marginal)
+    assert a.abs().max() > 0 and close((eta + 1) * a, pull(network, (prediction - target).square().mean()))
+
+
+@pytest.mark.parametrize(
+    ("variant", "rollout_by"),
+    [("B1", "original"), ("A", "original"), ("B2", "original"), ("B3", "original"), ("B3", "trained")],
+)
+def test_every_variant_follows_its_own_gradient(random_sd_model, variant: str, rollout_by: str):
+    """Each written down again, on weights that have left phi: at phi's own, A cannot be told from B1."""
+    model, generator = random_sd_model, torch.Generator().manual_seed(0)
+    method = MiMMU(**QUICK | {"variant": variant, "rollout_by": rollout_by})
+    pictures = method._pictures(model, CONCEPTS[0], 0, Stage()) if variant in ("B1", "A") else None
+    prompts = method.prompts(CONCEPTS[0])[:4]
+    loss, found = method.loss(model, prompts, pictures, (32, 32)), []
+
+    def by_hand(network, draw):
+        items = draw.items(4, "forget")
+        text, empty = model.encode([prompts[i] for i in items]), model.unconditional(4)
+        if pictures:
+            z0 = pictures.sample(items, draw, model.device)
+            s = draw.timesteps()
+            z_s = network.noised(z0, draw.noise(z0), s)
+        else:
+            noise = draw.noise(torch.zeros(4, 4, 8, 8))
+            assert draw.common(3) > 0, "or nothing is denoised"
+            with network.original() if (variant, rollout_by) == ("B3", "original") else nullcontext():
+                z_s, s = network.partly_denoised(text, noise, QUICK["rollout"], draw.common(3))
+        prediction = network.predict(z_s, s, text)
+        x_t, t = z_s, s
+        if variant == "B2":
+            x = network.clean(z_s, prediction.detach(), s)
+            t = draw.timesteps()
+            x_t = network.noised(x, draw.noise(x), t)
+        with network.original():
+            marginal, conditional = network.predict(x_t, t, empty), network.predict(x_t, t, text)
+        own = conditional if variant == "A" else network.predict(x_t, t, text).detach()
+        return (1 if variant == "B2" else 2) * ((own - marginal) * prediction).mean()
+
+    def look(network, draw):
+        values = loss(network, draw), by_hand(network, Draw(draw.seed, draw.step, draw.samples))
+        parameters = [*network.trained.values()]
+        for value in values:
+            found.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters, retain_graph=True)]))
+        return values[0]
+
+    names = parameter_names(model, "xattn")
+    phi = {name: w + 0.1 * torch.randn(w.shape, generator=generator) for name, w in weights(model).items()}
+    train(
+        model, names, look, method.settings, steps=1, seed=0, label="MiM-MU",
+        untouched={name: phi[name] for name in names},
+    )  # fmt: skip
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5 * float(found[1].abs().max()))
 
 
 def test_variant_a_keeps_its_direction(random_sd_model, batch):
@@ -161,39 +258,14 @@ def test_pictures_say_nothing_of_the_empty_prompt(request, kind: str, batch):
     assert found[0] == 0 != found[1]
 
 
-class Normal:
-    """An exact `Network`: pictures are normal around zero, those of the prompt around `mean`, which is what is trained.
-
-    `text` and `empty` are the words themselves. The noise that is expected of x_t around a mean m with unit variance is
-    sqrt(1 - alpha_bar) (x_t - sqrt(alpha_bar) m).
-    """
-
-    alphas_cumprod = torch.linspace(0.999, 0.001, 1000)
-    noised = Network.noised
-
-    def __init__(self, mean: torch.Tensor) -> None:
-        self.frozen, self.mean = mean, torch.nn.Parameter(mean.clone())
-
-    def predict(self, z_t, t, text):
-        alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        return (1 - alpha_bar).sqrt() * (z_t - alpha_bar.sqrt() * (self.mean if text == "y" else 0))
-
-    @contextmanager
-    def original(self):
-        now, self.mean = self.mean, self.frozen
-        with torch.no_grad():
-            yield
-        self.mean = now
-
-
 def test_the_information_falls_as_the_concept_is_unlearned():
     """On a model whose densities are known: for pictures around m, of a prompt whose pictures were around mu, the
     estimate is the mean over t of c^2 mu (m - mu / 2) with c^2 = alpha_bar (1 - alpha_bar)."""
     generator = torch.Generator().manual_seed(0)
-    mu = torch.full((1, 4, 8, 8), 0.7)
+    mu = torch.full((1, 4, 8, 8), 0.7, dtype=torch.float64)
     network = Normal(mu)
-    noise = [torch.randn(64, 4, 8, 8, generator=generator) for _ in TIMESTEPS]
-    pictures = torch.randn(64, 4, 8, 8, generator=generator)
+    noise = [torch.randn(64, 4, 8, 8, generator=generator).double() for _ in TIMESTEPS]
+    pictures = torch.randn(64, 4, 8, 8, generator=generator).double()
     optimizer, measured = torch.optim.Adam([network.mean], lr=0.012), []
     for step in range(60):
         if step % 12 == 0:
@@ -287,12 +359,11 @@ def test_an_edit_changes_cross_attention_only(request, kind: str, variant: str):
 
 
 def test_the_same_seed_gives_the_same_edit(random_sd_model):
+    found = {variant: edit(random_sd_model, variant=variant).fingerprint for variant in ("B1", "A", "B2", "B3")}
+    assert len(set(found.values())) == 4, "four variants, four edits"
     for variant in ("B1", "B2"):
-        first = edit(random_sd_model, variant=variant)
-        assert edit(random_sd_model, variant=variant).fingerprint == first.fingerprint
-        assert edit(random_sd_model, variant=variant, seed=1).fingerprint != first.fingerprint
-    by = {edit(random_sd_model, variant="B3", rollout_by=by, epochs=6).fingerprint for by in ("original", "trained")}
-    assert len(by) == 2, "after the first step the two models draw differently"
+        assert edit(random_sd_model, variant=variant).fingerprint == found[variant]
+        assert edit(random_sd_model, variant=variant, seed=1).fingerprint != found[variant]
 
 
 def test_bfloat16_trains(random_sd_model):
@@ -366,6 +437,9 @@ def test_prompts_hold_the_concept():
         assert len(prompts) >= 10 and all(concept.name in prompt for prompt in prompts)
     own = MiMMU(**QUICK | {"templates": ["{a} {name} at sea"]})
     assert own.prompts(CONCEPTS[0]) == ["a tench at sea"]
+    assert MiMMU(**QUICK).prompts(CONCEPTS[0])[:3] == [
+        "an image of a tench", "a photo of a tench", "a tench in a bag",
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="minor"):
         MiMMU(**QUICK | {"templates": ["a {name} child"]}).prompts(Concept("nude", "explicit"))
 
@@ -375,6 +449,12 @@ def test_pictures_may_come_from_a_folder(random_sd_model, tmp_path: Path):
     for i in range(3):
         Image.new("RGB", (36, 40), (60 * i, 80, 200)).save(tmp_path / "tench" / f"{i}.png")
     assert edit(random_sd_model, folder=str(tmp_path), epochs=1).info["pairs"] == 3
+    given = MiMMU(**QUICK, folder=str(tmp_path))
+    pictures = given._pictures(random_sd_model, CONCEPTS[0], 0, Stage())
+    assert pictures.prompts == ("an image of a tench", "a photo of a tench", "an image of a tench"), "no place is named"
+    assert given.prompts(Concept("Van Gogh", "style")) == ["an image in the style of Van Gogh"]
+    own = MiMMU(**QUICK | {"folder": str(tmp_path), "templates": ["{a} {name} at sea"]})
+    assert own.prompts(CONCEPTS[0]) == ["a tench at sea"]
     with pytest.raises(ValueError, match=r"mim_mu: folder=.*: it has no folder 'gas pump'"):
         edit(random_sd_model, CONCEPTS, folder=str(tmp_path))
 
@@ -411,6 +491,7 @@ def test_the_content_decides(tmp_path: Path):
         ({"epochs": 0}, "mim_mu: epochs"),
         ({"learning_rate": -1}, "mim_mu: learning_rate"),
         ({"folder": "no/such"}, "no such folder"),
+        ({"folder": ".", "variant": "B3"}, "variant B3 takes no pictures"),
         ({"parameters": "xatt"}, "did you mean xattn"),
     ],
 )

@@ -57,7 +57,7 @@ def test_the_largest_are_those_of_a_stable_sort(k: int):
     assert torch.equal(torch.cat([mask[name].flatten() for name in scores]), expected)
 
 
-def test_the_mask_is_global_exact_and_blind_to_the_loss_s_sign_and_scale(random_sd_model):
+def test_the_mask_is_global_and_exact(random_sd_model):
     model, stage = random_sd_model, Stage()
     method = SalUn(**QUICK | {"r": 0.3})
     forget = method.forget_pictures(model, CONCEPTS, 0, stage)
@@ -67,17 +67,32 @@ def test_the_mask_is_global_exact_and_blind_to_the_loss_s_sign_and_scale(random_
     assert sum(int(m.sum()) for m in mask.values()) == math.floor(0.3 * sum(sizes.values()))
     assert len({round(float(m.float().mean()), 3) for m in mask.values()}) > 10, "layers differ in density"
 
-    z, n = torch.ones(2, 4, 8, 8), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
-    def scaled(factor):
+def test_the_mask_is_that_of_the_guided_loss_blind_to_its_sign_and_scale(random_sd_model):
+    """Stage 1 written down again: prompts by the pictures' numbers, gradients through both predictions."""
+    model, stage, masks = random_sd_model, Stage(), []
+    forget = SalUn(**QUICK).forget_pictures(model, CONCEPTS, 0, stage)
+    names = [name for name, _ in model.unet.named_parameters()]
+
+    def by_hand(c: float, factor: float):
         def loss(network, draw):
-            prediction = network.predict(z, torch.tensor([300, 700]), model.encode(["a tench", "a church"]))
-            return factor * mse_loss(prediction, n)
+            items = draw.items(8, "forget")
+            z0 = forget.sample(items, draw, model.device)
+            t, n = draw.timesteps(), draw.noise(z0)
+            alpha_bar = network.alphas_cumprod[t].view(-1, 1, 1, 1)
+            z_t = alpha_bar.sqrt() * z0 + (1 - alpha_bar).sqrt() * n
+            text = model.encode([f"an image of a {CONCEPTS[i // 4].name}" for i in items])
+            guided = (1 + c) * network.predict(z_t, t, text) - c * network.predict(z_t, t, model.unconditional(4))
+            return factor * mse_loss(guided, n)
 
-        gradients = summed_gradients(model, [*sizes], loss, Settings(1e-3, 2), steps=2, seed=0, label="toy")
-        return largest({name: gradient.abs() for name, gradient in gradients.items()}, 1000)
+        gradients = summed_gradients(model, names, loss, Settings(1e-3, 4), steps=2, seed=0, label="SalUn mask")
+        k = math.floor(0.3 * sum(gradient.numel() for gradient in gradients.values()))
+        return largest({name: gradient.abs() for name, gradient in gradients.items()}, k)
 
-    assert same_weights(scaled(1.0), scaled(-4.0))  # a power of two changes no mantissa
+    for c, factors in ((0.0, [1.0]), (7.5, [1.0, -4.0])):  # a power of two changes no mantissa
+        masks.append(SalUn(**QUICK | {"r": 0.3, "c": c}).saliency_mask(model, forget, 0))
+        assert all(same_weights(masks[-1], by_hand(c, factor)) for factor in factors)
+    assert not same_weights(*masks)
 
 
 # Stage 2
@@ -145,18 +160,27 @@ def test_the_gap_closes_step_by_step(random_sd_model, batch):
     assert all(later < earlier for earlier, later in pairwise(gaps)), gaps
 
 
-def test_without_mask_and_retaining_a_step_is_a_plain_relabelling_step(random_sd_model):
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_without_a_mask_a_step_is_a_plain_relabelling_and_retaining_step(random_sd_model, alpha: float):
     model, stage = random_sd_model, Stage()
-    whole = edit(model, stage=stage, r=1.0, alpha=0.0)
+    whole = edit(model, stage=stage, r=1.0, alpha=alpha)
     method = SalUn(**QUICK)
     forget = method.forget_pictures(model, CONCEPTS[:1], 0, stage)
+    retain = method.retain_pictures(model, CONCEPTS[:1], 0, stage)
     text, pseudo = (model.encode([prompt] * 4) for prompt in ("an image of a tench", "an image of a fish"))
 
     def plain(network, draw):
         items = draw.items(4, "forget")
         z, z_other = (forget.sample(items, draw, model.device) for _ in range(2))
         t, n = draw.timesteps(), draw.noise(z)
-        return relabel_loss(network, z, z_other, t, n, text, pseudo)
+        relabelled = relabel_loss(network, z, z_other, t, n, text, pseudo)
+        if not alpha:
+            return relabelled
+        items = draw.items(4, "retain")
+        z = retain.sample(items, draw, model.device)
+        t, n = draw.timesteps(), draw.noise(z)
+        kept = model.encode([f"an image of a {QUICK['keep'][i // 2]}" for i in items])
+        return relabelled + alpha * mse_loss(network.predict(network.noised(z, n, t), t, kept), n)
 
     names = [name for name, _ in model.unet.named_parameters()]
     expected = train(model, names, plain, Settings(1e-3, 4), steps=1, seed=0, label="SalUn")
@@ -269,6 +293,7 @@ def test_pseudo_prompts():
     assert pairs() == {tench: "an image of a fish", pump: ""}
     assert pairs(pseudo_prompt="a thing") == {tench: "an image of a fish", pump: "a thing"}
     assert pairs(pseudo="shift") == {tench: "an image of a church", pump: "an image of a parachute"}
+    assert pairs(CONCEPTS[1:], pseudo="shift") == {pump: "an image of a church"}, "alone, a concept is the first"
     assert pairs(pseudo="prompt") == {tench: "", pump: ""}
     with pytest.raises(ValueError, match="pseudo=shift needs classes to keep"):
         pairs(pseudo="shift", keep=[])

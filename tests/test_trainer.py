@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from torch.nn.functional import mse_loss
 from training_stage import Stage, same_weights, weights
 
+import harness.progress as progress
 import harness.trainer as trainer
 from harness.edit import Edit
 from harness.files import StoreError
@@ -198,6 +201,37 @@ def test_sums_that_were_interrupted_go_on_bit_for_bit(random_sd_model, tmp_path:
     (checkpoint,) = place.folder.iterdir()
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert same_weights(sums(), whole) and "is damaged" in caplog.text
+
+
+def test_the_log_says_how_far_it_is(random_sd_model, tmp_path: Path, monkeypatch, caplog):
+    """A batch job has no terminal for a bar. Here a step takes 160 seconds and a line is due every 300."""
+    model, place, clock = random_sd_model, Scratch(tmp_path), [0.0]
+    for module in (trainer, progress):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+    caplog.set_level("INFO")
+
+    def slow(network, draw):
+        clock[0] += 160
+        return toy_loss(model, at=stopped_at, then=stop)(network, draw)
+
+    def said():
+        lines = [text for text in caplog.messages if text.endswith(" left")]
+        caplog.clear()
+        return [re.sub(r"loss \d\.\d+,", "loss,", text) for text in lines]
+
+    stopped_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        run(model, loss=slow, steps=6, scratch=place)
+    assert said() == ["toy: step 2 of 6, loss, about 0:10:40 left"]
+    stopped_at = None
+    run(model, loss=slow, steps=6, scratch=place)
+    assert said() == ["toy: step 5 of 6, loss, about 0:02:40 left"], "what was done before takes no time"
+    summed_gradients(model, ["conv_in.weight"], slow, SETTINGS, steps=5, seed=0, label="toy")
+    assert said() == [f"toy: step {n} of 5, loss, about {left} left" for n, left in ((2, "0:08:00"), (4, "0:02:40"))]
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    draw_some(model, 17, Stage())
+    assert said() == [f"pictures of tench: picture {n} of 17, about 0:00:00 left" for n in (16, 17)]
 
 
 def test_a_draw_depends_on_seed_and_sample_alone():
