@@ -26,6 +26,7 @@ from harness.task import Concept
 
 from .scapre_common import EPS, Noise, Texts, check_guide, informax, read_texts, rewrite
 
+NAME = "scapre_reconstruction"
 TARGETS = ("zero", "guide")
 ANCHORS = ("lambda", "ridge")
 
@@ -34,7 +35,7 @@ ANCHORS = ("lambda", "ridge")
 class ScaPreReconstruction:
     """Parameters: conf/method/scapre_reconstruction.yaml. None of their values is known from the paper."""
 
-    name: str = "scapre_reconstruction"
+    name: str = NAME
     target: str = "zero"
     guide: str = ""
     ridge: float = 0.5
@@ -45,6 +46,8 @@ class ScaPreReconstruction:
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
+        if self.name != NAME:
+            raise ValueError(f"scapre: name stays {NAME}, so that every table says what it is, got {self.name!r}")
         check_guide(self.guide)
         one_of("scapre's target", self.target, TARGETS)
         one_of("scapre's anchor", self.anchor, ANCHORS)

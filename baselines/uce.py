@@ -25,7 +25,7 @@ from harness.checks import finite, flag, number, one_of, texts, to_forget
 from harness.edit import Edit, NoEffectError
 from harness.method import Stage
 from harness.model import KINDS, DiffusionModel
-from harness.names import unknown
+from harness.names import check_spelling
 from harness.screen import require_unscreened
 from harness.task import Concept
 from harness.tokens import aligned_rows, last_token_rows
@@ -138,13 +138,9 @@ class UCE:
 
     def pairs(self, concepts: Sequence[Concept]) -> list[tuple[str, str]]:
         """(text to erase, its guide): of every concept its name and, with `expand_prompts`, five templates of it."""
-        guides = {}
-        if isinstance(self.guides, Mapping):
-            names = [concept.name for concept in concepts]
-            for name, guide in self.guides.items():
-                if str(name).casefold() not in {known.casefold() for known in names}:
-                    raise unknown("concept in uce's guides:", name, names)
-                guides[str(name).casefold()] = guide
+        named = self.guides if isinstance(self.guides, Mapping) else {}
+        guides = {str(name).casefold(): guide for name, guide in named.items()}
+        check_spelling("uce: guides", guides, [concept.name for concept in concepts])
         pairs = []
         for concept in concepts:
             default = self.guides if isinstance(self.guides, str) else "art" if concept.kind == "style" else ""

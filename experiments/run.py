@@ -21,7 +21,7 @@ from harness.generate import Chunks, ImageSet, generate, image_parts, passing
 from harness.i2p import SET as EXPLICIT
 from harness.method import Cost
 from harness.processes import join
-from harness.record import Record
+from harness.record import Record, environment
 from harness.schedule import ordered
 
 from .edits import has_edit, stored_edits
@@ -62,6 +62,8 @@ def benchmark(cfg: DictConfig) -> tuple[Record, Path]:
             )
         if len(runs) > 1:
             runs[-1].shown = None  # the grid is the first one's
+    if team.main:
+        _say_equal_edits(parts, runs)
     cost.add(team.gather(cost.stages)[1:])
     done = _written(parts, runs, cost) if team.main else None
     return team.gather(done)[0]
@@ -276,7 +278,24 @@ def _record(parts: Setup, runs: Sequence[_Run], cost: Cost) -> Record:
         preset=parts.preset,
         world=parts.world,
         note=note,
+        environment=environment() | _judged_by(runs[0].scored),
     )
+
+
+def _say_equal_edits(parts: Setup, runs: Sequence[_Run]) -> None:
+    """One line where repeats say nothing about the spread of edits."""
+    if len(runs) > 1 and runs[0].edit["kind"] != "none" and len({one.edit["fingerprint"] for one in runs}) == 1:
+        own = getattr(parts.method, "seed", None) is not None
+        hint = "; method.seed=null gives each an edit of its own" if own else ""
+        log.warning("all %d repeats have the same edit, only the pictures' noise differs%s", len(runs), hint)
+
+
+def _judged_by(scored: Sequence[Scored]) -> dict[str, dict[str, str]]:
+    """Which files the numbers rest on, by metric id: the judges' weights, and the photos that were compared with."""
+    return {
+        "judges": {one.metric.id: getattr(one.metric, "sha256", one.metric.fingerprint) for one in scored},
+        "photos": {one.metric.id: one.photos for one in scored if one.photos is not None},
+    }
 
 
 def _screened(parts: Setup) -> str:

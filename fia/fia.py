@@ -26,6 +26,7 @@ from harness.edit import Edit, NoEffectError
 from harness.masks import pack
 from harness.method import Stage
 from harness.model import KINDS, DiffusionModel
+from harness.names import check_spelling
 from harness.prompts import contrast_pairs
 from harness.sampler import Sampler
 from harness.task import Concept
@@ -33,7 +34,7 @@ from harness.task import Concept
 from .fusion import FUSIONS, SINGLE_CONCEPT, Fused, agnostic_threshold
 from .masks import MaskSet, count
 from .neurons import GRANULARITIES, SELECTIONS, budget, score, select, select_across_layers
-from .parameters import PAPER_R1, PAPER_R2, check_spelling, per_concept_table
+from .parameters import PAPER_R1, PAPER_R2, per_concept_table
 from .saliency import Job, group_that_fits, groups, measure
 from .statistics import DTYPES, HALVES, Calibration
 
@@ -176,7 +177,7 @@ class FIA:
     def masks(self, model: DiffusionModel, concepts: Sequence[Concept], seed: int, stage: Stage) -> MaskSet:
         """The mask of every concept (Eq. 6), read from the store or made; any subset can be fused afterwards."""
         for name, table in (("r1_per_concept", self._r1_table), ("r2_per_concept", self._r2_table)):
-            check_spelling(name, table, [concept.name for concept in concepts])
+            check_spelling(f"fia: {name}", table, [concept.name for concept in concepts])
         jobs = [self.job_of(model, concept, seed) for concept in dict.fromkeys(concepts)]
         found: dict[Concept, Tensors] = {}
         missing = []

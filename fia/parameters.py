@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from harness.checks import fraction
 
@@ -27,15 +26,3 @@ def per_concept_table(name: str, table: object, paper: Mapping[str, float], task
     if not isinstance(table, Mapping):
         raise ValueError(f"fia: {name} is null, paper or a map from concept names to fractions, got {table!r}")
     return {str(key).casefold(): fraction(f"fia: {name}[{key}]", value) for key, value in table.items()}
-
-
-def check_spelling(name: str, table: Iterable[str], concepts: Sequence[str]) -> None:
-    """Refuse a name in the map that only nearly matches a concept: it would silently fall back to the default.
-
-    Names that resemble no concept are fine, so that one map can serve several tasks.
-    """
-    known = [concept.casefold() for concept in concepts]
-    for key in table:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
-        if near and key not in known and near[0] not in table:
-            raise ValueError(f"fia: {name} names {key!r}, which is no concept of this run; did you mean {near[0]!r}?")

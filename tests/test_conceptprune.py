@@ -100,15 +100,21 @@ def test_mask_by_hand():
     assert skilled(tied, tied, tied / 2, 0.5).int().tolist() == [[1, 1, 0, 0]]  # ties go to the lower column
 
 
+def slow_counts(weight: np.ndarray, target: np.ndarray, reference: np.ndarray, most: int) -> np.ndarray:
+    """At how many steps each weight is among the `most` of its row and scores higher with the concept."""
+    count = np.zeros(weight.shape, int)
+    for with_concept, without in zip(target, reference, strict=True):
+        score, other = np.abs(weight) * with_concept, np.abs(weight) * without
+        for i in range(len(score)):
+            for j in sorted(range(weight.shape[1]), key=lambda j: -score[i, j])[:most]:
+                count[i, j] += score[i, j] > other[i, j]
+    return count
+
+
 def test_mask_is_that_of_a_slow_reference():
     for seed in range(3):
         weight, target, reference = random_case(seed)
-        count = np.zeros(weight.shape, int)
-        for t in range(len(target)):
-            score, other = (np.abs(weight.numpy()) * a[t].numpy() for a in (target, reference))
-            for i in range(len(score)):
-                for j in sorted(range(60), key=lambda j: -score[i, j])[:6]:
-                    count[i, j] += score[i, j] > other[i, j]
+        count = slow_counts(weight.numpy(), target.numpy(), reference.numpy(), 6)
         assert count.max() > 1 and (count == 1).any()
         for ratio, least in ((0.0, 1), (0.25, 2), (0.5, 3), (0.74, 3), (0.75, 4)):
             found = skilled(weight, target, reference, 0.1, ratio)
@@ -197,6 +203,21 @@ def test_norms_are_those_of_a_slow_reference(random_sd_model):
             unit = rows / rows.norm(dim=1, keepdim=True)
             torch.testing.assert_close(found[name][t].double(), unit.norm(dim=0), rtol=1e-3, atol=1e-5)
             assert float(found[name][t].double().square().sum()) == pytest.approx(len(rows), rel=1e-5)
+
+
+def test_the_edit_prunes_what_the_prompts_with_the_concept_use_more(random_sd_model):
+    """From the two lists of prompts to the edit; the other way round another mask would come out."""
+    model, method, shelf = random_sd_model, ConceptPrune(**QUICK), Shelf()
+    made = method.edit(model, CONCEPTS[:1], 0, shelf)
+    lists = (["a tench in a sea", "a tench in a inn"], ["a sea", "a inn"])
+    target, reference = (method.norms(model, method._run_key(model, prompts, 0), shelf) for prompts in lists)
+    assert made.tensors.keys() == {f"{name}.weight" for name in target}
+    for name, layer in model.layers("ffn2").items():
+        weight = layer.weight.detach().numpy()
+        sides, most = (target[name].numpy(), reference[name].numpy()), int(0.05 * weight.shape[1])
+        mask = made.tensors[f"{name}.weight"].numpy()
+        assert np.array_equal(mask, slow_counts(weight, *sides, most) > 0)
+        assert mask.any() and not np.array_equal(mask, slow_counts(weight, *sides[::-1], most) > 0)
 
 
 def test_the_same_prompts_prune_nothing(random_sd_model, monkeypatch):

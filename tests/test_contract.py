@@ -12,16 +12,19 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from training_stage import Stage, same_weights, weights
 
+from experiments.run import plan
 from experiments.search import NO_PRESET
 from harness.edit import Edit, NoEffectError
 from harness.method import Cost
 from harness.schedule import scheduled
 from harness.task import Concept
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+ROOT = Path(__file__).resolve().parents[1]
+CONF, TINY_WORLD = ROOT / "conf", ROOT / "tinyworld" / "tiny-v1"
 NAMES = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 OBJECTS = "tench, church, golf ball, parachute, chain saw, gas pump, French horn, beagle, radio, castle".split(", ")
 CONCEPTS = [Concept(name, "object") for name in OBJECTS]
+STYLE, EXPLICIT = [Concept("Monet", "style")], [Concept("marked", "explicit")]
 WORDS = ["sea", "inn"]
 TRAINING = {"images": 2, "epochs": 1, "batch": 4, "learning_rate": 1e-3, "precision": "float32"}
 RELABEL = {**TRAINING, "retain_images": 2, "keep": ["car"]}
@@ -51,17 +54,21 @@ ORDERLESS = [name for name in LAYERS if not name.startswith(("salun", "mim_mu"))
 EDITING = [name for name in NAMES if name not in ("none", "checkpoint")]
 
 
-@cache
-def plain_config(name: str) -> dict:
-    """The configuration of `method=NAME` for objects, without a suite's preset."""
+def config(*overrides: str):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"method={name}", "task=custom", "task.concepts=[tench]", NO_PRESET])
-    return OmegaConf.to_container(config, resolve=True)["method"]
+        return compose("config", list(overrides))
 
 
-def method(name: str, **settings):
+@cache
+def plain_config(name: str, kind: str) -> dict:
+    """The configuration of `method=NAME` for concepts of a kind, without a suite's preset."""
+    composed = config(f"method={name}", "task=custom", f"task.kind={kind}", "task.concepts=[tench]", NO_PRESET)
+    return OmegaConf.to_container(composed, resolve=True)["method"]
+
+
+def method(name: str, kind: str = "object", **settings):
     """The method as that configuration makes it, in a small size; a new one at every call."""
-    plain = plain_config(name)
+    plain = plain_config(name, kind)
     sampler = {"sampler": {"name": "ddim", "steps": 2, "guidance": 3.0}} if "sampler" in plain else {}
     return instantiate(OmegaConf.merge(plain, sampler, SMALL.get(name, {}), settings), _convert_="all")
 
@@ -121,11 +128,16 @@ def test_the_same_seed_gives_the_same_edit(model, made, name):
 
 
 @pytest.mark.parametrize("name", EDITING)
-@pytest.mark.parametrize("count", [1, 10])
-def test_one_and_ten_concepts(model, name, count):
-    edit = method(name).edit(model, CONCEPTS[:count], 0, Stage())
+@pytest.mark.parametrize("concepts", [CONCEPTS, STYLE, EXPLICIT], ids=["ten objects", "a style", "explicit"])
+def test_many_concepts_and_every_kind(model, name, concepts):
+    kind = concepts[0].kind
+    unset, usual = ({key for key, value in plain_config(name, k).items() if value is None} for k in (kind, "object"))
+    assert unset == usual, "a value that follows the kind is null for a kind that its table leaves out"
+    edit = method(name, kind).edit(model, concepts, 0, Stage())
     edit.require_effect(model)
     assert all(tensor.isfinite().all() for tensor in edit.tensors.values())
+    forgotten = [(concept["name"], concept["kind"]) for concept in edit.info["concepts"]]
+    assert sorted(forgotten) == sorted((concept.name, concept.kind) for concept in concepts)
 
 
 @pytest.mark.parametrize("name", ORDERLESS)
@@ -184,27 +196,34 @@ def test_its_cost_is_reported(made, name):
 
 @pytest.fixture(scope="module")
 def xl_model(random_sdxl_folder):
+    """SDXL's classes by the name of a dtype."""
     from harness.model import DiffusionModel
 
-    return DiffusionModel.load(random_sdxl_folder, name="random_xl", suite="tiny")
+    return cache(lambda dtype: DiffusionModel.load(random_sdxl_folder, dtype=dtype, name="random_xl", suite="tiny"))
 
 
-@pytest.mark.parametrize("name", EDITING)
-@pytest.mark.parametrize("count", [1, 2])
-def test_sdxl_is_edited_as_sd_is(xl_model, name, count, tmp_path):
+# By configuration GPUs load float16.
+HALF = [(name, "float16") for name in EDITING]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*HALF, ("salun", "float32")])
+def test_sdxl_is_edited_as_sd_is(xl_model, name, dtype, tmp_path):
     """It has two text encoders, pooled features beside the tokens', and blocks of several transformer layers."""
-    before = weights(xl_model)
-    edit = method(name).edit(xl_model, CONCEPTS[:count], 0, Stage())
-    assert same_weights(xl_model, before) and xl_model.edit is None
-    edit.require_effect(xl_model)
-    assert all(tensor.isfinite().all() for tensor in edit.tensors.values())
+    model = xl_model(dtype)
+    before = weights(model)
+    edit = method(name).edit(model, CONCEPTS[:2], 0, Stage())
+    assert same_weights(model, before) and model.edit is None
+    edit.require_effect(model)
+    for parameter, tensor in edit.tensors.items():
+        assert str(before[parameter].dtype) == f"torch.{dtype}"
+        assert edit.kind == "mask" or (tensor.dtype == before[parameter].dtype and tensor.isfinite().all())
     for layer in ("transformer_blocks.0.", "transformer_blocks.1."):
         assert any(layer in parameter for parameter in edit.tensors)
     if LAYERS[name] is not None:
         assert all(any(part in parameter for part in LAYERS[name]) for parameter in edit.tensors)
-    with Edit.load(edit.save(tmp_path / "edit.safetensors")).applied(xl_model):
-        assert not same_weights(xl_model, before)
-    assert same_weights(xl_model, before)
+    with Edit.load(edit.save(tmp_path / "edit.safetensors")).applied(model):
+        assert not same_weights(model, before)
+    assert same_weights(model, before)
 
 
 @pytest.mark.parametrize("name", EDITING)
@@ -212,8 +231,25 @@ def test_its_preset_for_the_tiny_world_sets_known_parameters_only(name):
     path = CONF / "preset" / "tiny" / f"{name}.yaml"
     if not path.exists():
         pytest.skip("it has none: the method's own values serve")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        own = compose("config", [f"method={name}", NO_PRESET]).method
+    own = config(f"method={name}", NO_PRESET).method
     preset = OmegaConf.load(path)
     if "defaults" not in preset:
         assert set(preset) == {"method"} and set(preset.method) <= {*own, "preset"} and preset.method.preset == "tiny"
+
+
+@pytest.mark.skipif(not TINY_WORLD.exists(), reason="the tiny world's weights are not in this checkout")
+@pytest.mark.parametrize("name", [*EDITING, "none"])
+def test_a_dry_run_on_the_tiny_world_loads_no_weights(name, tmp_path, monkeypatch):
+    """Its configuration, preset and task fit together as they are; the edit alone is left out."""
+    from harness.model import DiffusionModel
+
+    def load(*_, **__):
+        raise AssertionError("a dry run loads nothing")
+
+    monkeypatch.setattr(DiffusionModel, "load", load)
+    planned = plan(config(f"method={name}", "dry_run=true", f"store={tmp_path / 'store'}", "device=cpu"))
+    assert (planned["method"], planned["model"], planned["absent"]) == (name, "tiny", "")
+    assert planned["edits_stored"] == 0 and not (tmp_path / "store").exists()
+    edited = [entry for entry in planned["sets"] if entry["edited"]]
+    assert [entry["name"] for entry in edited] == ([] if name == "none" else ["classes", "quality"])
+    assert all(entry["rows"] == entry["make"] > 0 for entry in edited)

@@ -1,14 +1,15 @@
-"""Imports go down only, and nothing here can run code that came with a data file.
+"""Imports go down only, nothing here can run code that came with a data file, and no method asks for a model's family.
 
     run -> experiments -> {fia, baselines, eval, tinyworld} -> harness
 
-Both rules are read off the syntax trees of every module, so a forbidden import counts wherever it stands: at the
+The rules are read off the syntax trees of every module, so a forbidden import counts wherever it stands: at the
 top of a file, inside a function, or as the name given to `importlib.import_module`.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ FLOORS = {"harness": 0, "fia": 1, "baselines": 1, "eval": 1, "tinyworld": 1, "ex
 
 PICKLE_READERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_FLAGS = {("trust_remote_code", True), ("allow_pickle", True), ("weights_only", False)}
+
+
+# What SDXL has and SD has not. Methods see one interface; families differ inside `harness.model` only.
+FAMILY = re.compile(r"(^|_)xl(_|$)|sdxl|stable_?diffusion|pooled|text_embeds|time_ids|added_cond|_encoder_2", re.I)
+# A folder that somebody else made may hold this part.
+PARTS_OF_FILES = {("baselines.checkpoint", "text_encoder_2")}
 
 
 def first_party_files() -> list[Path]:
@@ -85,6 +92,22 @@ def unsafe_loads(source: str) -> list[str]:
     return found
 
 
+def family_names(source: str, module: str = "") -> list[str]:
+    """Names and texts, apart from docstrings, by which `module` might tell SD from SDXL, as `line N: what`."""
+    found = []
+    tree = ast.parse(source)
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant):
+            words = [node.value] if isinstance(node.value, str) and id(node) not in prose else []
+        else:
+            words = [getattr(node, name, None) for name in ("id", "attr", "arg", "name")]
+        for word in words:
+            if isinstance(word, str) and FAMILY.search(word) and (module, word) not in PARTS_OF_FILES:
+                found.append(f"line {node.lineno}: {word}")
+    return found
+
+
 def test_every_room_has_a_floor():
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert rooms <= set(FLOORS), f"give {sorted(rooms - set(FLOORS))} a floor in tests/test_imports.py"
@@ -100,6 +123,14 @@ def test_imports_go_down_only(path: Path):
 @pytest.mark.parametrize("path", first_party_files(), ids=module_name)
 def test_nothing_unpickles(path: Path):
     assert unsafe_loads(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("room", ["fia", "baselines"])
+def test_no_method_asks_for_the_family_of_a_model(room: str):
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert len(files) > 4
+    found = {module_name(path): family_names(path.read_text(encoding="utf-8"), module_name(path)) for path in files}
+    assert {module: lines for module, lines in found.items() if lines} == {}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +171,24 @@ def test_the_arrow_check_sees(source: str, module: str, wrong: bool):
 )
 def test_the_loading_check_sees(source: str, unsafe: bool):
     assert bool(unsafe_loads(source)) is unsafe
+
+
+@pytest.mark.parametrize(
+    ("source", "asks"),
+    [
+        ("if model.is_xl: pass", True),
+        ("hasattr(pipe, 'text_encoder_2')", True),
+        ("if 'xl' in model.name.lower(): pass", True),
+        ("def sdxl_rows(): pass", True),
+        ("text.pooled", True),
+        ("f(added_cond_kwargs={})", True),
+        ("from diffusers import StableDiffusionXLPipeline", True),
+        ("def f():\n    'SDXL: the pooled feature is not edited.'\n    # sdxl\n    return hidden", False),
+        ("pool = xlim", False),
+    ],
+)
+def test_the_family_check_sees(source: str, asks: bool):
+    assert bool(family_names(source)) is asks
 
 
 def test_the_command_line_starts_light():

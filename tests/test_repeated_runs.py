@@ -143,6 +143,22 @@ def test_repeats_of_which_only_some_change_nothing_are_no_run(toy: Any, monkeypa
         benchmark(toy(*FIA, "repeats=3", "seed=3"))
 
 
+@pytest.mark.parametrize(
+    ("settings", "hints"),
+    [
+        ([*FIA, "method.seed=8"], ["; method.seed=null gives each an edit of its own"]),
+        (["method=uce"], [""]),
+        (FIA, []),
+        (["method=none"], []),
+    ],
+    ids=["a seed of its own", "no seed at all", "the run's seed", "no edit"],
+)
+def test_repeats_of_one_edit_say_so(toy: Any, caplog: pytest.LogCaptureFixture, settings: list, hints: list):
+    benchmark(toy(*settings, "repeats=2", "edit_only=true"))
+    lines = [record.getMessage() for record in caplog.records if "the same edit" in record.getMessage()]
+    assert lines == [f"all 2 repeats have the same edit, only the pictures' noise differs{hint}" for hint in hints]
+
+
 def test_only_the_first_repeat_is_exported(toy: Any, tmp_path: Path):
     parts = setup(toy(*FIA, "repeats=2", f"export={tmp_path / 'out'}", "seed=5"))
     assert [(one.config["seed"], one.config["export"] is None) for one in repeated(parts)] == [(5, False), (6, True)]

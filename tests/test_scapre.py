@@ -249,6 +249,26 @@ def test_mutual_information_by_hand():
     assert ((both > both.median(-1, keepdim=True).values).sum(-1) == 5).all()
 
 
+def test_half_of_all_inputs_are_active_in_every_channel_of_a_model(random_sd_model):
+    """With any other number than five of ten the mutual information would take other values."""
+    texts, noise = read_texts(random_sd_model, CONCEPTS[:4], ""), Noise(SEED, 0.5)
+    possible = torch.tensor([0.0201, 0.1927, 0.6931]).double()
+    seen = set()
+    for name, w0 in projections(random_sd_model).items():
+        w0 = w0.double()
+        inputs = [
+            noise(features, 5, name, use, texts.names)
+            for features, use in ((texts.last, "mask concept"), (texts.neutral.expand_as(texts.last), "mask neutral"))
+        ]
+        responses = torch.einsum("od,mnd->omn", w0, torch.cat(inputs, dim=1))
+        threshold = responses.sort().values[..., 4:5]
+        assert ((responses > threshold).sum(-1) == 5).all()
+        distance, value = (informax(w0, texts, noise, name, "mask")[..., None] - possible).abs().min(-1)
+        assert distance.max() < 1e-4
+        seen.update(value.flatten().tolist())
+    assert seen == {0, 1, 2}
+
+
 def test_masks():
     information = torch.tensor([0.0201, 0.1927, 0.6931]).double()[torch.randint(0, 3, (50, 4))]
     masks = soft_masks(information, 2)
@@ -388,6 +408,24 @@ def test_a_scale_of_zero_is_no_edit_without_effect(random_sd_model):
         assert not torch.allclose(w, old[name], rtol=1e-2)
 
 
+def test_a_scale_of_zero_shrinks_what_points_along_the_concepts(random_sd_model, monkeypatch):
+    """`erase_scale.py`: (lambda + mu) W0 ((lambda + mu) I + C C^T)^-1 before the proximal step."""
+    old, method = projections(precise(random_sd_model)), ScaPreScale(erase_scale=0, use_mi_softmask=False)
+    last = read_texts(random_sd_model, CONCEPTS[:2], "").last
+    _, sigma, along = torch.linalg.svd(last, full_matrices=False)
+    others = torch.as_tensor(scipy.linalg.null_space(last.numpy()).T)
+    for name, w in edit(random_sd_model, method).tensors.items():
+        assert ((w @ along.T).norm(dim=0) < 0.9 * (old[name] @ along.T).norm(dim=0)).all(), name
+    pulls = []
+    monkeypatch.setattr("baselines.scapre_scale.bures_prox", lambda w0, w, mu, *_: (pulls.append(0.5 + mu), w)[1])
+    made = edit(random_sd_model, method).tensors
+    for (name, w), pull in zip(made.items(), pulls, strict=True):
+        shrunk = pull / (pull + sigma.square())
+        assert (shrunk < 0.5).all()
+        torch.testing.assert_close(w @ along.T, old[name] @ along.T * shrunk, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(w @ others.T, old[name] @ others.T, rtol=1e-8, atol=1e-9)
+
+
 # The proximal step and the geodesic
 
 
@@ -522,6 +560,7 @@ def test_broken_weights_are_not_handed_on(random_sd_model):
         (ScaPreScale, {"entropy_samples": 2.5}, "entropy_samples is a whole number"),
         (ScaPreScale, {"enable_ased": 1}, "enable_ased is true or false"),
         (ScaPreScale, {"p": -2}, "p is a number >= 0"),
+        (ScaPreReconstruction, {"name": "scapre"}, "scapre: name stays scapre_reconstruction, .* got 'scapre'"),
         (ScaPreReconstruction, {"target": "nothing"}, "scapre's target"),
         (ScaPreReconstruction, {"anchor": "lamda"}, "did you mean lambda"),
         (ScaPreReconstruction, {"bures_step": 2}, "bures_step is a number from 0 to 1, got 2"),
@@ -548,4 +587,19 @@ def test_configurations():
     assert (style["guide"], style["alpha_min"], style["svd"]) == ("art", 0.5, False)
     assert (explicit["guide"], explicit["alpha_min"], explicit["svd"]) == ("", 1.0, True)
     assert (many["erase_scale"], many["p"], many["enable_ased"], many["entropy_samples"]) == (2.0, 8.0, True, 30)
-    assert "reconstruction" in ScaPreReconstruction().name  # what tables show
+
+
+@pytest.mark.parametrize("form", ["md", "csv", "latex", "html"])
+def test_every_table_says_that_it_is_a_reconstruction(form):
+    from experiments import catalogue, tables
+
+    experiment = catalogue.load("scapre_imagenette", "method=scapre_reconstruction")
+    name, id = experiment.config["method"]["name"], experiment.paper.metrics["avg_forget_acc"].id
+    shown = {"id": id, "subject": "all", "value": 0.2, "low": 0.1, "high": 0.3, "n": 130, "higher_is_better": False}
+    record = {
+        "method": name, "task": "imagenette", "model": "sd15", "split": "test", "preset": "", "edit": {},
+        "metrics": [shown], "unedited": [], "config": experiment.config, "world": "", "note": "",
+        "fingerprints": {"base": "01" * 32},
+    }  # fmt: skip
+    for table in (tables.of_records([record], form), tables.of_experiment("scapre_imagenette", [record], form)):
+        assert "reconstruction" in table

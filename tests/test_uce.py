@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from baselines.uce import UCE, solve
+from experiments.search import NO_PRESET
 from harness.edit import NoEffectError
+from harness.schedule import scheduled
 from harness.screen import ScreenedPromptError
 from harness.task import Concept
 from harness.tokens import aligned_rows, last_token_rows
@@ -276,8 +278,21 @@ def test_texts_and_guides():
     )
     bare = UCE(expand_prompts=True, expand_guides=False).pairs([monet])
     assert bare[1] == ("painting by Monet", "art")
-    with pytest.raises(ValueError, match="uce's guides: 'olw'; did you mean owl"):
-        UCE(guides={"olw": "bird"}).pairs([owl])
+    with pytest.raises(ValueError, match=r"uce: guides names 'monnet', .* did you mean 'monet'"):
+        UCE(guides={"owl": "bird", "Monnet": "art"}).pairs([owl, monet])
+
+
+def test_one_map_of_guides_serves_every_schedule(random_sd_model):
+    """A schedule may hand over one concept at a time; the guides of the others are no mistake then."""
+    concepts, guides = CONCEPTS[:2], {"tench": "owl", "Church": "cup"}
+    pairs = [("tench", "owl"), ("church", "cup")]
+    method = UCE(guides=guides)
+    assert method.edit(random_sd_model, concepts, 0, no_stage).info["pairs"] == sorted(pairs)
+    for schedule in ("sequential", "merged"):
+        made = scheduled(schedule, method, random_sd_model, concepts, 0, no_stage)
+        assert [part["pairs"] for part in made[-1].info["parts"]] == [[pair] for pair in pairs]
+        with pytest.raises(ValueError, match=r"uce: guides names 'churhc'.* did you mean 'church'"):
+            scheduled(schedule, UCE(guides={"churhc": "cup"}), random_sd_model, concepts, 0, no_stage)
 
 
 def test_edits_without_effect_say_why(random_sd_model):
@@ -343,10 +358,12 @@ def test_configurations():
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
+    def made(*overrides: str) -> UCE:
+        return instantiate(compose("config", [*overrides, NO_PRESET]).method)
+
     with initialize_config_dir(str(CONF), version_base=None):
-        current, legacy = (instantiate(compose("config", [f"method={name}"]).method) for name in ("uce", "uce_legacy"))
-        listed = compose("config", ["method=uce", "method.preserve=${task.keep}", "method.guides={tench: fish}"])
-        listed = instantiate(listed.method)
+        current, legacy = made("method=uce"), made("method=uce_legacy")
+        listed = made("method=uce", "method.preserve=${task.keep}", "method.guides={tench: fish}")
     assert current == UCE(kinds=["cross_k", "cross_v"])
     assert legacy == UCE(name="uce_legacy", kinds=["cross_k", "cross_v"], **LEGACY)
     assert listed.guides == {"tench": "fish"} and "church" in listed.preserve and len(listed.preserve) == 5
