@@ -101,6 +101,11 @@ class Classify:
     def fingerprint(self) -> str:
         return self.judge.fingerprint
 
+    @property
+    def sha256(self) -> str:
+        """Of the judge's weights, for the record."""
+        return self.fingerprint or getattr(self.judge, "sha256", "")
+
     def check(self, task: Task) -> None:
         """Raise ValueError unless the judge knows every class of the task, before a picture is made."""
         for name in (*task.forget, *task.keep):

@@ -279,6 +279,11 @@ class Fid:
     def fingerprint(self) -> str:
         return self.extractor.fingerprint
 
+    @property
+    def sha256(self) -> str:
+        """Of the extractor's weights, for the record."""
+        return self.fingerprint or getattr(self.extractor, "sha256", "")
+
     def rows(self, images: ImageSet, reference: ImageSet | None = None) -> pd.DataFrame:
         """Columns: prompt, and the features f0, f1, ... in float32."""
         check_images(images)

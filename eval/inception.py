@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .weights import chosen_device, published_bytes, published_weights
+from .weights import chosen_device, published_bytes, published_weights, stated_sha256
 
 SIZE = 299  # pixels a side that the network sees
 WIDTH = 2048
@@ -42,6 +42,13 @@ class Inception:
     fingerprint: str = field(default="", init=False)
     id: str = field(default="torch-fidelity/inception-2015-12-05", init=False)
     features_id: str = field(default="torch-fidelity-inception2048", init=False)
+
+    @property
+    def sha256(self) -> str:
+        """First digits, as they were published, of the weight file's sha256; the file is checked by them."""
+        from torch_fidelity import feature_extractor_inceptionv3 as module
+
+        return stated_sha256(module.URL_INCEPTION_V3)
 
     @cached_property
     def _network(self) -> torch.nn.Module:

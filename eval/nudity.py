@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
+from harness.checks import is_number
+
 from .compare import matched, picture_share_difference
 from .repeats import PROMPT_SHARE, TOTAL, Rule
 from .stats import LEVEL, RESAMPLES, SEED, Interval, macro_share_interval, paired_difference, resampled, wilson
@@ -118,12 +120,14 @@ class Detections:
     version: int = 1
 
     def __post_init__(self) -> None:
-        low = [t for t in self.thresholds if not self.detector.least <= t <= 1]
-        if low or not self.thresholds:
+        given = list(self.thresholds) if isinstance(self.thresholds, Sequence) else []
+        if not given or not all(is_number(t) and self.detector.least <= t <= 1 for t in given):
             raise ValueError(
-                f"{self.family}: thresholds={list(self.thresholds)}; {self.detector.id} returns scores from "
-                f"{self.detector.least} to 1, so thresholds lie there"
+                f"{self.family}: thresholds={self.thresholds}; {self.detector.id} returns scores from "
+                f"{self.detector.least} to 1: write a list of such, as in [0.6,0.5]"
             )
+        if len({f"{t:g}" for t in given}) < len(given):
+            raise ValueError(f"{self.family}: thresholds={self.thresholds} names one threshold twice")
 
     @property
     def id(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .weights import chosen_device, published_weights
+from .weights import chosen_device, published_weights, stated_sha256
 
 WEIGHTS = ("IMAGENET1K_V2", "IMAGENET1K_V1")
 
@@ -45,6 +45,11 @@ class ResNet50:
         from torchvision.models import ResNet50_Weights
 
         return ResNet50_Weights[self.weights]
+
+    @property
+    def sha256(self) -> str:
+        """First digits, as they were published, of the weight file's sha256; the file is checked by them."""
+        return stated_sha256(self._entry.url)
 
     @cached_property
     def labels(self) -> dict[str, tuple[str, ...]]:

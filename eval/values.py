@@ -55,6 +55,7 @@ class Metric(Protocol):
     """Scores the images of one prompt set.
 
     `fingerprint` says what a stored row depends on besides the id (the hash of the judge's weights), "" if nothing.
+    Where that is empty because the id names one published file, `sha256` may say for the record which file that is.
     `version` is raised by hand when the same pictures would give other rows: a stored row of another version is not
     used.
 

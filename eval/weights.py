@@ -44,17 +44,24 @@ def published_bytes(url: str, what: str, sha256: str) -> bytes:
 
 
 def published_weights(url: str, what: str) -> dict[str, torch.Tensor]:
-    """The state dict behind an address whose last part ends in the first digits of its sha256 (`NAME-0676ba61.pth`).
-
-    torchvision and torch-fidelity publish these eight digits and no more.
+    """The state dict behind an address that names its sha256 (`stated_sha256`).
 
     Raises:
         ValueError: As `published_bytes`.
     """
+    data = published_bytes(url, what, stated_sha256(url))
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def stated_sha256(url: str) -> str:
+    """The first digits of a file's sha256, in which the last part of its address ends (`NAME-0676ba61.pth`).
+
+    torchvision and torch-fidelity publish these eight digits and no more.
+    """
     digits = re.search(r"-([0-9a-f]{8,})\.\w+$", url)
     if digits is None:
         raise ValueError(f"{url} does not name its sha256")
-    return torch.load(io.BytesIO(published_bytes(url, what, digits[1])), map_location="cpu", weights_only=True)
+    return digits[1]
 
 
 def chosen_device(name: str) -> torch.device:

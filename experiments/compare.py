@@ -20,6 +20,7 @@ from typing import Any
 
 import pandas as pd
 from hydra import compose, initialize_config_dir
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from eval.repeats import pooled_rows, repeated_differences
@@ -107,6 +108,8 @@ class Side:
             require_known(config, folders, path)
         # As in a dry run, nothing is loaded, downloaded or written; the device may be another machine's.
         config |= {"dry_run": True, "device": "cpu", "store": store or config["store"]}
+        # Metrics that are not compared may ask for photos, which are not needed here.
+        config["suite"]["metrics"] = [metric for metric in config["suite"]["metrics"] if _may_differ(metric)]
         parts = setup(OmegaConf.create(config))
         now = {"base": parts.model.fingerprint} | {name: prompts.key for name, prompts in parts.task.sets.items()}
         for name, key in now.items():
@@ -147,6 +150,12 @@ class Side:
                 if all(key in side for side in numbers):
                     found.append(Difference(numbers[0][key], numbers[1][key], interval))
         return found
+
+
+def _may_differ(metric: Mapping[str, Any]) -> bool:
+    """Whether what a metric's configuration names may have `differences`; of a function nobody knows before it runs."""
+    made = get_object(metric["_target_"])
+    return not isinstance(made, type) or hasattr(made, "differences")
 
 
 def _differences(metric: Any, task: Any, one: Sequence[pd.DataFrame], other: Sequence[pd.DataFrame]) -> Any:

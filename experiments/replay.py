@@ -25,7 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.files import passing_folder
-from harness.record import Record, environment, read
+from harness.record import Record, read
 
 from .config import ROOT_KEYS, dotted
 from .targets import require_known
@@ -160,11 +160,13 @@ def _place(name: str, cfg: DictConfig, said: Mapping[str, str], path: Path, stac
 
 def _report(path: Path, record: Record, again: Record, kept_store: bool, added: Sequence[str]) -> None:
     """Print what was compared; `ReplayDiffers` where a value is beyond its tolerance."""
-    changes = environment_changes(record.environment, environment())
+    # A record from before `judges` and `photos` does not say what they were.
+    now = {name: part for name, part in again.environment.items() if name in record.environment}
+    changes = environment_changes(record.environment, now)
     if record.config.get("device") != again.config["device"]:
         changes["device"] = (record.config.get("device"), again.config["device"])
-    # Another commit may well be the reason of a difference, but it is no excuse for one.
-    same_machine = all(name.startswith("code.") for name in changes)
+    # Another commit, judge or photo may well be the reason of a difference, but it is no excuse for one.
+    same_machine = all(name.startswith(("code.", "judges.", "photos.")) for name in changes)
     print(f"replay of {path} ({record.created})")
     for name, (one, other) in changes.items():
         print(f"{name}: {_show(one)} -> {_show(other)}")

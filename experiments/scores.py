@@ -68,6 +68,7 @@ class Scored:
         source: the published list of the prompts, which ids then end in; or empty.
         unedited, edited: values of either side; `edited` is None where nothing was edited.
         rows: of the unedited and the edited pictures, for a metric that can take those of all repeats as one run.
+        photos: the key of the reference pictures that the metric compared with, where it has some.
     """
 
     metric: Any
@@ -75,6 +76,7 @@ class Scored:
     unedited: list[Value]
     edited: list[Value] | None
     rows: tuple[pd.DataFrame, pd.DataFrame | None] | None
+    photos: str | None = None
 
 
 def score(
@@ -106,8 +108,9 @@ def score(
         if after is not before:
             rows = stored_rows(parts, metric, after[metric.set], reference)
             edited = compared(metric, parts.task, rows, plain, **more)
-        poolable = bool(getattr(metric, "repeated", None))
-        found.append(Scored(metric, reference.prompts.source, unedited, edited, (plain, rows) if poolable else None))
+        kept = (plain, rows) if getattr(metric, "repeated", None) else None
+        key = None if real is None else real.key
+        found.append(Scored(metric, reference.prompts.source, unedited, edited, kept, key))
     return found
 
 

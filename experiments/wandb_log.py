@@ -6,7 +6,7 @@ jobs of a multirun share a group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from . import sweep, values
 # Column of the table of metrics -> part of a difference.
 DIFFERENCE = {"difference": "value", "difference_low": "low", "difference_high": "high"}
 CLASSES = ("class", "side", "metric", "unedited", "edited")
+STAGES = ("stage", "forgotten", "metric", "subject", "value")
 COLUMNS = ("id", "subject", "value", "n", "low", "high", "higher_is_better", "sd", "repeats")
 
 
 def log_record(record: Record, grid: Path | None, settings: Mapping[str, Any], records: Path) -> None:
-    """Log configuration, scores, a table of all metrics and one of the classes, and the picture grid.
+    """Log configuration, scores, a table of all metrics and one of the classes, and the picture grid; of a sequential
+    schedule also the scores of every stage, as curves over the stage's number and as a table.
 
     Args:
         record: as it was written.
@@ -53,6 +55,13 @@ def log_record(record: Record, grid: Path | None, settings: Mapping[str, Any], r
         }
         if grid is not None:
             entries["pictures"] = wandb.Image(str(grid), caption=record.note)
+        if record.stages:
+            rows = by_stage(data)
+            entries["stages"] = wandb.Table(columns=list(STAGES), data=rows)
+            run.define_metric("stage", hidden=True)
+            run.define_metric("stages/*", step_metric="stage")
+            for point in curves(rows):
+                run.log(point)
         run.log(entries)
         run.summary.update(scores(data))
         run.summary.update({"seconds": record.cost["seconds"], "unet_samples": record.cost["unet_samples"]})
@@ -82,6 +91,29 @@ def by_class(data: Mapping[str, Any]) -> list[list[Any]]:
             numbers = [None if not entry or entry["value"] is None else scale * entry["value"] for entry in pair]
             rows.append([subject, side.get(subject, ""), id, *numbers])
     return rows
+
+
+def by_stage(data: Mapping[str, Any]) -> list[list[Any]]:
+    """The values of a sequential schedule in the record's units: of the unedited model (stage 0), then of every stage,
+    with the name of what was forgotten in it."""
+    stages = [stage["metrics"] for stage in data["stages"]]
+    scored = {(metric["id"], metric["subject"]) for metric in stages[0]}
+    unedited = [metric for metric in data["unedited"] if (metric["id"], metric["subject"]) in scored]
+    names = ["", *(stage["concepts"][-1] for stage in data["stages"])]
+    return [
+        [number, name, metric["id"], metric["subject"], metric["value"]]
+        for number, (name, metrics) in enumerate(zip(names, [unedited, *stages], strict=True))
+        for metric in metrics
+    ]
+
+
+def curves(rows: Sequence[Sequence[Any]]) -> list[dict[str, float]]:
+    """Of the rows of `by_stage`, one point a stage: `stage`, and `stages/ID` -> value of every aggregate."""
+    points: dict[int, dict[str, float]] = {}
+    for stage, _, id, subject, value in rows:
+        if subject == "all" and value is not None and values.family(id):
+            points.setdefault(stage, {"stage": stage})[f"stages/{id}"] = value
+    return list(points.values())
 
 
 def scores(data: Mapping[str, Any]) -> dict[str, float]:

@@ -70,7 +70,8 @@ class Record:
         world: name and version of the embedded world, such as tiny-v1; empty on real models.
         note: in words, what a reader must know before comparing the numbers.
         created: UTC time of writing, ISO 8601; filled in by `write`, not part of the identity.
-        environment: versions, code and hardware, from `environment()`.
+        environment: versions, code and hardware, from `environment()`; of a run with scores also `judges` and `photos`,
+            hashes by metric id.
         schema: version of this layout.
     """
 

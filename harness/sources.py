@@ -68,7 +68,8 @@ def locate(name: str) -> Path:
     """The checked file with this name in `SOURCES`.
 
     Raises:
-        SourceError: the file is damaged in the mirror, or nobody may download it for you (gated and unreleased lists).
+        SourceError: FIA_MIRROR names no folder, the file is damaged there, or nobody may download it for you (gated and
+            unreleased lists).
         DownloadFailed: the file is nowhere and cannot be downloaded.
         StoreError: the cache cannot be written.
     """
@@ -204,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         for name in args.names:
             _known(name)
+        _mirror()
     except ValueError as error:
         print(error, file=sys.stderr)
         return BAD_INPUT
@@ -221,7 +223,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _list(names: Sequence[str]) -> int:
-    """One line a source: name, where it is, rows, bytes, licence, and the file or how to get it."""
+    """One line a source: name, where it is, rows, bytes, the first digits of its sha256, and the file at its commit
+    with the licence, or how to get it."""
     for name in names or [*SOURCES, *BY_HAND]:
         if name in BY_HAND:
             print(f"{name:<28} {BY_HAND[name].state:<11} {BY_HAND[name].how}")
@@ -229,8 +232,8 @@ def _list(names: Sequence[str]) -> int:
         source = SOURCES[name]
         rows = "-" if source.rows is None else f"{source.rows:,}"
         print(
-            f"{name:<28} {_state(source):<11} {rows:>6} rows {source.bytes:>9,} bytes  "
-            f"{source.repo}/{source.path} ({source.licence})"
+            f"{name:<28} {_state(source):<11} {rows:>6} rows {source.bytes:>9,} bytes  sha256 {source.sha256[:12]}  "
+            f"{source.repo}@{source.commit[:12]}/{source.path} ({source.licence})"
         )
     return DONE
 
@@ -250,7 +253,10 @@ def _fetch(names: Sequence[str]) -> int:
 def _verify(names: Sequence[str]) -> int:
     """Check hash, row count and columns of the sources that are here; a named one has to be."""
     problems = []
-    for name in names or [name for name, source in SOURCES.items() if _state(source) != "absent"]:
+    names = names or [name for name, source in SOURCES.items() if _state(source) != "absent"]
+    if not names:
+        print("no pinned file is here: say python -m harness.sources fetch, or set FIA_MIRROR to a folder with them")
+    for name in names:
         try:
             source = _source(name)
         except SourceError as error:
@@ -283,9 +289,18 @@ def _source(name: str) -> Source:
     return SOURCES[name]
 
 
+def _mirror() -> Path | None:
+    """The folder that FIA_MIRROR names; SourceError where it is none."""
+    given = os.environ.get("FIA_MIRROR")
+    folder = Path(given).expanduser() if given else None
+    if folder is not None and not folder.is_dir():
+        raise SourceError(f"FIA_MIRROR={given}: there is no such folder; name one with published files, or unset it")
+    return folder
+
+
 def _mirrored(source: Source) -> Path | None:
-    mirror = os.environ.get("FIA_MIRROR")
-    path = Path(mirror).expanduser() / source.relative if mirror else None
+    folder = _mirror()
+    path = folder / source.relative if folder else None
     return path if path is not None and path.is_file() else None
 
 

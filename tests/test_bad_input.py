@@ -340,6 +340,7 @@ def test_a_list_that_is_not_the_pinned_one(call, monkeypatch, tmp_path, random_s
     monkeypatch.setattr(sources.urllib.request, "urlopen", offline)
     monkeypatch.setenv("FIA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FIA_MIRROR", str(tmp_path / "mirror"))
+    (tmp_path / "mirror").mkdir()
     if data is not None:
         source = sources.SOURCES["imagenette_a"]
         if isinstance(data, str):  # of the right size

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -99,6 +100,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse("cache", FileNotFoundError("not cached")))
     monkeypatch.setattr(diffusers.DiffusionPipeline, "download", refuse("hub", ConnectionError("no network")))
     monkeypatch.setattr(sources.urllib.request, "urlopen", refuse("captions", OSError("no network")))
+    # Whatever else would look for a way out.
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse("socket", OSError("no network")))
     monkeypatch.setenv("FIA_CACHE", str(tmp_path / "empty"))
     monkeypatch.delenv("FIA_MIRROR", raising=False)
     return asked
@@ -118,6 +122,14 @@ def test_a_dry_run_downloads_nothing_and_says_what_is_missing(call, offline: lis
     code, out, _ = call("model=folder", f"model.path={random_sd_folder}", "dry_run=true", small=False)
     assert code == cli.DONE and "before the prompt screen, and as not drawn yet: coco_30k\n" in out
     assert offline == ["cache"] and files(call.work) == []
+
+
+def test_a_multirun_of_dry_runs_shows_every_plan_and_leaves_nothing(call, offline: list[str]):
+    code, out, err = call("-m", "method=uce", "task.n=1,2", "quality.n=0", "dry_run=true")
+    assert code == cli.DONE, err
+    for side in ("unedited", "edited"):
+        assert re.findall(rf"classes, {side}: (\d+) of \1 pictures to make", out) == ["3", "6"]
+    assert "record:" not in out and offline == [] and files(call.work) == []
 
 
 PLANNED: set[str] = set()

@@ -56,7 +56,18 @@ def test_two_records_are_compared_from_their_rows(call, made, capsys: pytest.Cap
     code, out, _ = printed(capsys, one, other, *own)
     assert code == cli.DONE and "| forget % | all | 4 |" in out and "| tench |" not in out
     assert "| tench |" in printed(capsys, one, other, "--classes", *own)[1]
+    assert printed(capsys, with_photos(one), other, *own)[:2] == (cli.DONE, out.replace(one.name, "photos.json"))
     refused(call, made, capsys, one, other)
+
+
+def with_photos(path: Path) -> Path:
+    """A copy of the record of a run that had COCO's photos; here they are not."""
+    data = json.loads(path.read_text())
+    (fid,) = (metric for metric in data["config"]["suite"]["metrics"] if metric["_target_"] == "eval.fid.Fid")
+    fid |= {"photos": {"_target_": "eval.coco.val2014", "folder": "elsewhere"}, "photos_name": "coco-val2014"}
+    copy = path.with_name("photos.json")
+    changed_record(copy, data)
+    return copy
 
 
 def differences(one: Path, other: Path) -> list[compare.Difference]:

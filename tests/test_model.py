@@ -378,6 +378,10 @@ def test_known_releases_are_the_ones_of_the_configs():
     for name in ("sd15", "sdxl"):
         config = yaml.safe_load((weights.REPOSITORY / "conf" / "model" / f"{name}.yaml").read_text())["model"]
         assert RELEASES[config["path"]].revision == config["revision"]
+    # SD 1.4 has no digests of its own: only its revision says which files are meant.
+    config = yaml.safe_load((weights.REPOSITORY / "conf" / "model" / "sd14.yaml").read_text())["model"]
+    assert config["path"] == "CompVis/stable-diffusion-v1-4"
+    assert config["revision"] == "133a221b8aa7292a167afc5127cb63fb5005638b"
     digests = [digest for release in RELEASES.values() for digest in release.files.values()]
     assert len(set(digests)) == len(digests) and all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 
 from eval import nudity
 from eval.nudity import LABELS, PARTS, STRICT, Detections, NudeNet, boxes, markers, network_input, nudenet, totals
 from eval.stats import wilson
-from experiments.scores import read_rows, write_rows
+from experiments.scores import read_rows, stored_rows, write_rows
 from harness.generate import ImageSet
+from harness.store import Store
 from harness.task import PromptSet, Row
 from tinyworld.people import draw_person
 
+CONF = Path(__file__).resolve().parents[1] / "conf"
 SIZES = ((512, 512), (384, 512), (512, 320), (64, 64), (37, 100))
 
 
@@ -110,6 +116,20 @@ def test_nudenet_on_pictures_is_the_package_on_their_files(package, pictures: li
     assert NudeNet(batch=3).detect(pictures) == ours
 
 
+def test_the_session_is_built_once_and_only_for_pictures(monkeypatch: pytest.MonkeyPatch):
+    import onnxruntime
+
+    built, plain_session = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, **more: built.append(args) or plain_session(*args, **more)
+    )
+    detector = NudeNet(batch=1)
+    assert detector.fingerprint and built == []
+    for _ in range(2):
+        assert detector.detect([np.zeros((8, 8, 3), np.uint8)] * 2) == [[], []]
+    assert len(built) == 1
+
+
 def test_other_or_missing_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "320n.onnx").write_bytes(b"other")
     spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
@@ -192,6 +212,33 @@ def test_thresholds_and_label_sets_are_applied_to_stored_rows(tmp_path: Path):
     assert values(metric(thresholds=(0.25,)), rows)["nudenet_boxes/stub@0.25/boxes-8", "all"].value == 4
 
 
+def test_another_threshold_needs_no_new_look_at_the_pictures(tmp_path: Path):
+    parts, looked = SimpleNamespace(store=Store(tmp_path)), []
+
+    class Counting(Stub):
+        def detect(self, images):
+            looked.append(len(images))
+            return super().detect(images)
+
+    for thresholds, counts in (((0.6,), [2]), ((0.3, 0.7), [4, 1])):
+        which = replace(metric(thresholds=thresholds), detector=Counting(*FOUND))
+        found = values(which, stored_rows(parts, which, image_set(4), None))
+        assert [found[f"nudenet_boxes/stub@{t:g}/boxes-8", "all"].value for t in thresholds] == counts
+    assert looked == [4]
+
+
+def test_thresholds_are_said_on_the_command_line():
+    def given(*said: str) -> list[float]:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            suite = compose("config", ["model=sd15", *said]).suite
+        (chosen,) = (m for m in suite.metrics if m._target_ == "eval.nudity.nudenet")
+        return list(instantiate(chosen).thresholds)
+
+    assert given() == [0.6, 0.5] and given("suite.nudity_thresholds=[0.7]") == [0.7]
+    with pytest.raises(InstantiationException, match=r"thresholds=0.7; 3.4.2-320n returns scores from 0.2 to 1: write"):
+        given("suite.nudity_thresholds=0.7")
+
+
 def test_differences_are_those_of_the_values_picture_by_picture():
     one, other = metric(*FOUND), metric(*FOUND[::-1][:2], *[[]] * 2)
     rows, there = one.rows(image_set(4)), other.rows(image_set(4))
@@ -260,10 +307,13 @@ def test_no_box_at_all_still_leaves_an_upper_end():
     assert some.value == 3 and some.high <= 6
 
 
-@pytest.mark.parametrize("thresholds", [(), (0.2,), (0.5, 1.1)])
-def test_thresholds_lie_where_the_detector_returns_scores(thresholds: tuple[float, ...]):
-    with pytest.raises(ValueError, match=r"thresholds=.*stub returns scores from 0.25 to 1"):
+@pytest.mark.parametrize("thresholds", [(), (0.2,), (0.5, 1.1), ("0.5",), (True,), 0.5, "0.5", None])
+def test_thresholds_lie_where_the_detector_returns_scores(thresholds: object):
+    with pytest.raises(ValueError, match=r"thresholds=.*stub returns scores from 0.25 to 1") as caught:
         metric(thresholds=thresholds)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"names one threshold twice"):
+        metric(thresholds=(0.5, 0.6, 0.5))
 
 
 def test_markers_are_counted_in_the_same_way():

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from eval.classify import Classify
 from eval.clip import OpenClip
-from eval.inception import SIZE, TORCHSCRIPT_URL, CleanInception, Inception, clean_resize
+from eval.fid import Fid
+from eval.inception import SIZE, TORCHSCRIPT_SHA256, TORCHSCRIPT_URL, CleanInception, Inception, clean_resize
 from eval.resnet import ResNet50
 from eval.weights import published_weights
 
@@ -231,6 +233,17 @@ def test_only_the_stated_torchscript_file_is_opened(cache: Path, monkeypatch) ->
     for wrong in ("", None, "f58cb9b6"):
         with pytest.raises(ValueError, match=r"extractor\.sha256=.*runs code.*64 hex digits"):
             CleanInception(sha256=wrong)
+
+
+def test_a_record_names_the_published_file_where_the_id_does() -> None:
+    named = {
+        "0676ba61": Classify(ResNet50("IMAGENET1K_V1")),
+        "11ad3fa6": Classify(ResNet50("IMAGENET1K_V2")),
+        "6726825d": Fid(Inception()),
+    }
+    for digits, metric in named.items():
+        assert metric.sha256 == digits and metric.fingerprint == "", "stored rows go by the id alone"
+    assert Fid(CleanInception()).sha256 == CleanInception().fingerprint == TORCHSCRIPT_SHA256
 
 
 def test_the_two_extractors_share_no_column_and_no_stored_row() -> None:

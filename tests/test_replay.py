@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import toy_suite
 from records_by_hand import changed_record
 
 from experiments import cli
@@ -53,12 +56,38 @@ def test_a_replay_from_a_store_says_that_it_found_everything(call, recorded: Pat
 def test_another_value_is_a_failure_and_is_shown(call, recorded: Path):
     def other(data: dict) -> None:
         data["metrics"][0]["value"] += 0.125
+        del data["environment"]["judges"]  # as in a record from before they were written down
 
     copy = changed(recorded, other)
     metric = json.loads(copy.read_text())["metrics"][0]
     code, out, err = call(f"replay={copy}", small=False)
     assert code == cli.FAILED and err.rstrip().splitlines()[-1].startswith("ReplayDiffers: 1 differences from")
     assert f"edited, {metric['id']} of {metric['subject']}: {metric['value']}" in out and "DIFFERENT" in out
+    assert "judges" not in out
+
+
+def test_judges_and_photos_are_named_by_hash_and_are_no_failure_by_themselves(call, monkeypatch):
+    suite = call.own / "suite" / "toy.yaml"
+    given = 'photos: {_target_: toy_suite.photos, _partial_: true}, photos_name: "grey"'
+    suite.write_text(suite.read_text().replace('photos: null, photos_name: ""', given))
+    code, out, err = call(*RUN)
+    assert code == cli.DONE, err
+    path = Path(out.rstrip().splitlines()[-1].removeprefix("record: "))
+    found = json.loads(path.read_text())["environment"]
+    assert found["judges"] == {"classify/toy-colour": "colour-1", "features/toy-means": "means-1"}
+    ((id, photos),) = found["photos"].items()
+    assert id == "features/toy-means" and re.fullmatch("[0-9a-f]{64}", photos)
+    monkeypatch.setattr(toy_suite.ColourJudge, "fingerprint", "colour-2")
+    again = (f"replay={path}", "store=store", "records=again")
+    code, out, err = call(*again, small=False)
+    assert code == cli.DONE, err
+    assert "judges.classify/toy-colour: colour-1 -> colour-2\n" in out and out.rstrip().endswith("compared: equal")
+    assert next(Path("again").glob("*.json")).name == path.name, "the hashes are no part of the identity"
+    # Other photos give another FID, and that is one.
+    monkeypatch.setattr(toy_suite, "photos", lambda n, split: [np.zeros((8, 8, 3), np.uint8)] * n)
+    code, out, err = call(*again, small=False)
+    assert code == cli.FAILED and f"photos.{id}: {photos[:57]}... -> " in out
+    assert "fid/toy-means/grey-n2 of all: " in out
 
 
 def test_the_preset_and_what_decides_speed_are_put_back(call):

@@ -284,7 +284,8 @@ def test_command_lists_fetches_and_verifies(pinned, server, capsys, tmp_path):
     assert main(["list", "coco_30k", "p4d"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.split()[:4] == ["coco_30k", "absent", "3", "rows"] and second.split()[:2] == ["p4d", "gated"]
-    assert main(["verify"]) == 0 and capsys.readouterr().out == ""
+    assert f"  sha256 {pinned.sha256[:12]}  owner/name@{'0' * 12}/data/a b.csv (" in first
+    assert main(["verify"]) == 0 and capsys.readouterr().out.startswith("no pinned file is here: ")
     assert main(["verify", "coco_30k"]) == 1
     assert capsys.readouterr().err == "coco_30k: not on this machine; say python -m harness.sources fetch coco_30k\n"
     assert main(["fetch"]) == 0 and server.asked == [""]
@@ -293,6 +294,17 @@ def test_command_lists_fetches_and_verifies(pinned, server, capsys, tmp_path):
     assert main(["verify"]) == 0 and capsys.readouterr().out == "coco_30k: right\n"
     _cached(tmp_path).write_bytes(b"cut")
     assert main(["verify"]) == 1 and "3 bytes instead of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["list"], ["verify"], ["fetch"], ["fetch", "coco_30k"]])
+def test_a_mirror_that_is_no_folder_is_said(pinned, server, monkeypatch, capsys, tmp_path, command):
+    monkeypatch.setenv("FIA_MIRROR", str(tmp_path / "mirorr"))
+    words = f"FIA_MIRROR={tmp_path / 'mirorr'}: there is no such folder; "
+    assert main(command) == 2 and server.asked == []
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(words) and err.count("\n") == 1
+    with pytest.raises(SourceError, match=r"FIA_MIRROR=.*mirorr: there is no such folder"), counted():
+        rows("coco_30k")
 
 
 def test_verify_checks_rows_and_columns(pinned, monkeypatch, capsys):

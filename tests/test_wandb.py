@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ def written(log: Path) -> tuple[dict[str, Any], dict[str, Any], list[Any]]:
     return config, summary, runs
 
 
+def points(log: Path) -> list[dict[str, Any]]:
+    """The points of curves over a stage's number, in order."""
+    found = [{i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in e.history.item} for e in entries(log)]
+    return [{k: v for k, v in point.items() if not k.startswith("_")} for point in found if "stage" in point]
+
+
 def table(log: Path, name: str) -> list[dict[str, Any]]:
     """The rows of the table that was logged under this name, as dictionaries."""
     (path,) = log.parent.rglob(f"media/**/{name}_*.table.json")
@@ -119,6 +126,53 @@ def test_an_offline_run_holds_config_scores_tables_and_grid(record: Record, tmp_
         {"class": "tench", "side": "forget", "metric": "forget_accuracy/toy", "unedited": 90.0, "edited": 20.0}
     ]
     assert wandb.run is None  # finished
+
+
+def test_every_stage_of_a_sequential_schedule_is_a_point(record: Record, tmp_path: Path, offline: None):
+    import wandb
+
+    def value(id: str, value: float, subject: str = "all") -> dict[str, Any]:
+        return {**METRIC, "id": id, "value": value, "subject": subject}
+
+    def stage(names: list[str], forget: float, tench: float, keep: float) -> dict[str, Any]:
+        forgotten = [value("forget_accuracy/toy", forget), value("forget_accuracy/toy", tench, "tench")]
+        return {"concepts": names, "metrics": [*forgotten, value("preserve_accuracy/toy", keep)]}
+
+    record.unedited += [value("preserve_accuracy/toy", 0.9), value("clip/x", 30.0)]
+    record.stages = [stage(["tench"], 0.5, 0.1, 0.8), stage(["tench", "church"], 0.25, 0.2, 0.7)]
+    log_record(record, None, SETTINGS, tmp_path)
+    wandb.teardown()
+
+    (log,) = (tmp_path / "wandb").rglob("*.wandb")
+    forget, keep = "stages/forget_accuracy/toy", "stages/preserve_accuracy/toy"
+    assert points(log) == [
+        {"stage": 0, forget: 0.95, keep: 0.9},
+        {"stage": 1, forget: 0.5, keep: 0.8},
+        {"stage": 2, forget: 0.25, keep: 0.7},
+    ]
+    assert ("stages/*", "stage") in {(m.glob_name, m.step_metric) for m in (e.metric for e in entries(log))}
+    rows = [tuple(row.values()) for row in table(log, "stages") if row["subject"] == "tench"]
+    given = ("forget_accuracy/toy", "tench")
+    assert rows == [(0, "", *given, 0.9), (1, "tench", *given, 0.1), (2, "church", *given, 0.2)]
+
+
+def test_a_repeated_record_goes_to_the_same_page_and_another_one_to_its_own(
+    record: Record, tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+):
+    import wandb
+
+    asked, start = [], wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **given: asked.append(given["resume"]) or start(**given))
+    again = replace(record, created="2031-01-01T00:00:00+00:00", cost={"seconds": 9.0, "unet_samples": 0})
+    runs = []
+    for name, one in {"first": record, "again": again, "other": replace(record, split="tuning")}.items():
+        log_record(one, None, SETTINGS, tmp_path / name)
+        wandb.teardown()
+        (log,) = (tmp_path / name / "wandb").rglob("*.wandb")
+        runs += written(log)[2][:1]
+    assert asked == ["allow"] * 3
+    assert [run.run_id for run in runs[:2]] == [record.identity[:32]] * 2 != [run.run_id for run in runs[1:]]
+    assert runs[0].project == runs[1].project == "forget-bench"
 
 
 def test_the_jobs_of_a_multirun_share_a_group(call, offline: None):

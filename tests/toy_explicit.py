@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,6 +41,14 @@ def prompts(split: str, n: int | None, mode: str, view: str) -> PromptSet:
     words = ("man", "woman", "man", "doctor", "lawyer")
     rows = [Row(f"{split}/{i}", f"a marked {words[i % 5]}", 40 + i) for i in range(n or 5)]
     return PromptSet("explicit", tuple(rows), screened=2, sexual_context=True)
+
+
+def sized(split: str, n: int | None, mode: str, view: str) -> PromptSet:
+    """The same figures in two sizes of their own, as rows of I2P have them."""
+    found = prompts(split, n, mode, view)
+    sizes = ((48, 24), (40, 16))
+    rows = tuple(replace(row, width=sizes[i % 2][0], height=sizes[i % 2][1]) for i, row in enumerate(found))
+    return replace(found, rows=rows)
 
 
 class Colours:

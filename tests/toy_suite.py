@@ -40,6 +40,11 @@ def captions(n: int, split: str) -> list[tuple[str, int]]:
     return [(f"{split} scene {i}", 100 + i) for i in range(n)]
 
 
+def photos(n: int, split: str) -> list[np.ndarray]:
+    """Of the captions: one grey each."""
+    return [np.full((8, 8, 3), 10 * i + len(split), np.uint8) for i in range(n)]
+
+
 class ColourJudge:
     """Scores of a class: the picture's mean colour along a direction drawn from the class's name."""
 
@@ -51,6 +56,19 @@ class ColourJudge:
         colours = torch.tensor(np.stack([image.reshape(-1, 3).mean(0) for image in images]), dtype=torch.float32) / 255
         directions = torch.stack([_direction(name) for name in CLASSES])
         return {"object": colours @ directions.T}
+
+
+class Palette:
+    """Pictures as their mean colour, texts as a direction drawn from them."""
+
+    id, fingerprint = "toy-palette", "palette-1"
+
+    def image_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        colours = np.stack([image.reshape(-1, 3).mean(0) - 127.5 for image in images])
+        return torch.nn.functional.normalize(torch.tensor(colours), dim=1)
+
+    def text_features(self, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.stack([_direction(text) for text in prompts]), dim=1)
 
 
 class Means:
