@@ -41,8 +41,8 @@ faults: $(STAMP) ## kill runs at twenty seeded moments, resume them and compare 
 bench: $(STAMP) ## measure masks, pictures, judges, start-up, closed forms (RELEASED=DIR: FIA's own program too)
 	$(PY) -m experiments.bench $(if $(RELEASED),--released "$(RELEASED)") $(ARGS)
 
-tables: $(STAMP) ## rebuild results/tables from records: published tables beside measured ones
-	$(PY) -m experiments.tables --write results/tables $(ARGS)
+tables: $(STAMP) ## rebuild results/tables from records: published tables beside measured ones, fronts, figures
+	$(PY) -m experiments.rebuild results/tables
 
 lint: $(STAMP) ## ruff: rules and formatting
 	$(PY) -m ruff check .

@@ -225,15 +225,16 @@ def _draw(axes: Any, series: Series, colour: Any, filled: bool) -> None:
 
 
 def _gate(figure: Figure, records: Sequence[Record], expected: Expected) -> list[str]:
-    """What a table of the same experiment would say above everything else."""
+    """What a table of the same experiment would say above everything else.
+
+    Every place of the axis has an unedited model's row of its own: of the same pictures as far as they share classes.
+    """
     paper = figure.paper
-    if paper.gate is None:
-        return []
     gate = published.gate_cells(paper)
-    # A figure names no subjects: whole numbers only.
-    whole = {(metric, "all"): cell for (metric, subject), cell in gate.items() if subject in published.AGGREGATES}
-    cells = [Cell("", metric, "all", "") for metric, _ in whole]
-    return paper_text.above(paper_tables.gated(figure.name, paper, cells, whole, records, expected))
+    # The drawing names no classes, so its columns are those of the published row.
+    cells = [Cell("", *place, cell.text) for place, cell in gate.items()]
+    named = (paper.x["setting"], *TASK_KEYS)
+    return paper_text.above(paper_tables.gated(figure.name, paper, cells, gate, records, expected, named))
 
 
 def _level(limit: str) -> tuple[int, float]:

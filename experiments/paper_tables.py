@@ -18,9 +18,11 @@ from . import values
 from .pools import POOLED
 from .published import Cell, Finding, Paper, Source, flags
 from .records import flat
-from .settings import Expected, Record, deviations, of_the_edit, row_of, sorted_out
+from .settings import Expected, Record, deviations, hardware, of_the_edit, row_of, sorted_out
 
 EDIT, COST, POOL = "edit:", "cost:", "pool:"
+# Below this many pictures KID stands beside every FID, whose bias grows as n falls (docs/metrics.md).
+FEW_PICTURES = 10_000
 # Sources that are no metric: what a record says of its edit, what that cost, and what depends on all rows together.
 NO_METRICS = (EDIT, COST, POOL)
 
@@ -113,10 +115,24 @@ class Comparison:
     entries: Sequence[Mapping[str, Any]] = ()
     silent: int = 0
 
-    def gate(self) -> list[tuple[Line, Column, bool]]:
-        """Every number of the unedited model that can be compared, and whether it agrees."""
-        pairs = [(line, column, line.agrees(column)) for line in self.lines if line.unedited for column in self.columns]
+    def judged(self) -> list[tuple[Line, Column, bool]]:
+        """Every number that can be compared, and whether it agrees."""
+        pairs = [(line, column, line.agrees(column)) for line in self.lines for column in self.columns]
         return [(line, column, agrees) for line, column, agrees in pairs if agrees is not None]
+
+    def gate(self) -> list[tuple[Line, Column, bool]]:
+        """`judged` of the unedited model."""
+        return [(line, column, agrees) for line, column, agrees in self.judged() if line.unedited]
+
+    @property
+    def state(self) -> str:
+        """Of the gate: passed, failed, open (nothing of it was measured) or none."""
+        if self.paper.gate is None:
+            return "none"
+        found = [agrees for _, _, agrees in self.gate()]
+        if not found:
+            return "open"
+        return "passed" if all(found) else "failed"
 
 
 def compare(
@@ -140,7 +156,7 @@ def compare(
     lines = _pooled([*found.lines, *_lines(paper, cells, found.columns, inside, expected)], found.columns)
     shown = {column.id for column in found.columns}
     entries = [m for r in inside for m in [*r["metrics"], *r["unedited"]] if m["id"] in shown]
-    silent = sum(not _measured(paper, found.columns, [*r["metrics"], *r["unedited"]], r) for r in inside)
+    silent = sum(not measured(paper, found.columns, [*r["metrics"], *r["unedited"]], r) for r in inside)
     return replace(found, lines=lines, apart=apart, entries=entries, silent=silent)
 
 
@@ -151,10 +167,20 @@ def gated(
     gate: Mapping[tuple[str, str], Cell],
     records: Sequence[Record],
     expected: Expected,
+    named: Sequence[str] = (),
 ) -> Comparison:
-    """The unedited model's rows alone, from records that reproduce the table; arguments as for `compare`."""
+    """The unedited model's rows alone, from records that reproduce the table; arguments as for `compare`.
+
+    Args:
+        named: settings that tell no two rows apart, such as a figure's axis.
+    """
     columns = _columns(paper, cells, records)
-    return Comparison(name, paper, columns, _gate_lines(paper, gate, columns, records, expected))
+    return Comparison(name, paper, columns, _gate_lines(paper, gate, columns, records, expected, named))
+
+
+def edit_columns(paper: Paper, cells: Iterable[Cell], records: Sequence[Record]) -> list[Column]:
+    """The columns that a record fills without any picture: counts of its edit, and what that cost."""
+    return [column for column in _columns(paper, cells, records) if column.id.startswith((EDIT, COST))]
 
 
 def flagged(comparison: Comparison, cells: Sequence[Cell], lines: Sequence[Finding]) -> Comparison:
@@ -176,9 +202,23 @@ def _columns(paper: Paper, cells: Iterable[Cell], records: Sequence[Record]) -> 
         source = paper.metrics[metric]
         ids = [i for i in _ids(source, paper.subject(subject), records) if not source.measures(i)]
         main = [i for i in _ids(source, paper.subject(subject), records) if source.measures(i)] or [""]
-        found += [Column(metric, subject, i, True, source.scale, decimals[metric]) for i in main]
-        found += [Column(metric, subject, i, False, source.scale, decimals[metric]) for i in ids]
+        for i in (*main, *ids):
+            found.append(Column(metric, subject, i, i in main, source.scale, decimals[metric]))
+            kid = _kid_beside(i, records)
+            if kid:
+                unit = values.unit(kid)
+                found.append(Column(values.family(kid), subject, kid, False, unit.scale, unit.decimals))
     return found
+
+
+def _kid_beside(fid: str, records: Sequence[Record]) -> str:
+    """The id of the KID that has to be shown with an FID of few pictures; empty for other ids and larger n."""
+    if values.family(fid) != "fid":
+        return ""
+    entries = [m for record in records for m in [*record["metrics"], *record["unedited"]]]
+    few = any(m["id"] == fid and m["n"] // m.get("repeats", 1) < FEW_PICTURES for m in entries)
+    kid = "kid" + fid.removeprefix("fid")
+    return kid if few and any(m["id"] == kid for m in entries) else ""
 
 
 def _ids(source: Source, subject: str, records: Sequence[Record]) -> list[str]:
@@ -196,6 +236,7 @@ def _gate_lines(
     columns: Sequence[Column],
     records: Sequence[Record],
     expected: Expected,
+    named: Sequence[str] = (),
 ) -> list[Line]:
     """The unedited model's rows, one for each different set of values that the records hold of it."""
     if paper.gate is None:
@@ -203,12 +244,12 @@ def _gate_lines(
     published = {column: gate[key] for column in columns if (key := (column.metric, column.subject)) in gate}
     lines: dict[str, Line] = {}
     for record in records:
-        measured = _measured(paper, columns, record["unedited"], {})
-        if measured:
-            settings = [word for word in deviations(record, expected[""]) if not of_the_edit(word)]
-            key = json.dumps([(column.id, column.subject, found.value, found.n) for column, found in measured.items()])
-            lines[key] = Line(paper.gate.row, "unedited", ", ".join(settings), published, measured, True)
-    return list(lines.values()) or [Line(paper.gate.row, published=published, unedited=True)]
+        own = measured(paper, columns, record["unedited"], {})
+        if own:
+            settings = [word for word in deviations(record, expected[""], named) if not of_the_edit(word)]
+            key = json.dumps([(column.id, column.subject, found.value, found.n) for column, found in own.items()])
+            lines[key] = Line(paper.gate.row, "unedited", ", ".join(settings), published, own, True)
+    return _merged(lines.values()) or [Line(paper.gate.row, published=published, unedited=True)]
 
 
 def _lines(
@@ -233,14 +274,14 @@ def _lines(
             settings.insert(0, f"preset {record['preset']}")
         if any(column.id.startswith(COST) for column in columns):
             settings += _made(record, wanted)
-        measured = _measured(paper, columns, record["metrics"], record)
-        if measured:
-            line = Line(row, record["method"], ", ".join(settings), measured=measured)
+        own = measured(paper, columns, record["metrics"], record)
+        if own:
+            line = Line(row, record["method"], ", ".join(settings), measured=own)
             found.setdefault(row, []).append(line)
     lines = []
     for row, members in found.items():
         published = {c: cell for c in columns if (cell := printed.get((row, c.metric, c.subject)))}
-        members = sorted(members, key=lambda line: (line.method, line.settings))
+        members = _merged(sorted(members, key=lambda line: (line.method, line.settings)))
         lines += [replace(line, published=published) for line in [*members, *_repeated(members)] or [Line(row)]]
     return lines
 
@@ -249,10 +290,11 @@ def _made(record: Record, wanted: Mapping[str, Any]) -> list[str]:
     """What decides a cost and no score: settings of speed that are not the usual ones, the hardware, several runs."""
     made, speed = record["cost"]["edit_made"], record["config"].get("speed", {})
     words = [f"{name} {value}" for name, value in speed.items() if value != wanted.get(f"method.{name}")]
-    return [*words, f"on {made['device']}", *([f"in {made['runs']} runs"] if made["runs"] > 1 else [])]
+    where = hardware(record, made["device"]) or made["device"]
+    return [*words, f"on {where}", *([f"in {made['runs']} runs"] if made["runs"] > 1 else [])]
 
 
-def _measured(
+def measured(
     paper: Paper, columns: Sequence[Column], metrics: Sequence[Mapping[str, Any]], record: Record
 ) -> dict[Column, Measured]:
     """What a record says by column; an empty `record` has no edit, as the unedited model."""
@@ -279,10 +321,32 @@ def _of_the_record(record: Record, source: str) -> float | None:
     return None if any(part is None for part in parts) else sum(parts)
 
 
+def _merged(lines: Iterable[Line]) -> list[Line]:
+    """Lines of one row, method and settings, the seed among them, as one: their runs differ in what they measured.
+
+    Lines that contradict each other in a number, as of two machines, stay apart.
+    """
+    found: list[Line] = []
+    for line in lines:
+        place = next((i for i, other in enumerate(found) if _one_run(other, line)), None)
+        if place is None:
+            found.append(line)
+        else:
+            found[place] = replace(found[place], measured={**found[place].measured, **line.measured})
+    return found
+
+
+def _one_run(one: Line, other: Line) -> bool:
+    if (one.row, one.method, one.settings) != (other.row, other.method, other.settings):
+        return False
+    return all(one.measured[column] == found for column, found in other.measured.items() if column in one.measured)
+
+
 def _repeated(lines: Sequence[Line]) -> list[Line]:
     """Below rows that differ in the seed only: their mean and standard deviation.
 
-    It has no interval and is not compared: the spread of a few seeds says nothing about the choice of pictures.
+    It has no interval and is not compared: the spread of a few seeds says nothing about the choice of pictures. Where
+    two rows of one seed contradict each other there is no mean.
     """
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
@@ -290,10 +354,10 @@ def _repeated(lines: Sequence[Line]) -> list[Line]:
         groups.setdefault((line.method, ", ".join(words)), []).append(line)
     means = []
     for (method, settings), group in groups.items():
-        if len(group) > 1:
+        if len({line.settings for line in group}) == len(group) > 1:
             words = ", ".join([*([settings] if settings else []), f"mean of {len(group)} seeds"])
-            measured = _mean([line.measured for line in group])
-            means.append(Line(group[0].row, method, words, measured=measured, mean=True))
+            mean = _mean([line.measured for line in group])
+            means.append(Line(group[0].row, method, words, measured=mean, mean=True))
     return means
 
 

@@ -9,7 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 
 from . import render, values
-from .paper_tables import COST, NO_METRICS, POOL, Column, Comparison, Line, Measured
+from .paper_tables import COST, FEW_PICTURES, NO_METRICS, POOL, Column, Comparison, Line, Measured
 from .published import AGGREGATES, Cell
 from .render import Table
 
@@ -22,6 +22,7 @@ TITLES = {
     "overall_score": "overall",
     "clip_coco": "CLIP",
     "fid_coco": "FID",
+    "kid": "KID",
     "nudenet_count": "",
     "nudenet_total": "total",
     "clip_a": "CLIP_a",
@@ -32,7 +33,11 @@ TITLES = {
     "peak_gpu_memory_mb": "peak memory MB",
     "uq": "UQ",
 }
+# By scale: what stands behind a title.
+UNITS = {100: " %", 1000: " x1000"}
 DASH = "-"
+# How many of numbers that agree lie outside 95 % intervals of their own measurement.
+CHANCE = 0.05
 # Tables with more published columns are turned: their classes are rows.
 WIDE = 20
 VERDICTS = {True: " in", False: " out", None: ""}
@@ -44,26 +49,39 @@ READING = (
 
 
 def above(comparison: Comparison) -> list[str]:
-    """What has to be read before the table: whether the unedited model is the published one."""
-    if comparison.paper.gate is None:
-        return ["No gate: the paper prints no unedited model that this table could be held against."]
+    """What has to be read before the table: whether the unedited model is the published one, and what chance does."""
+    judged = len(comparison.judged())
+    if not judged:
+        return [gate(comparison)]
+    return [
+        gate(comparison),
+        f"By chance alone {CHANCE:.0%} of numbers that agree lie outside the interval, here about "
+        f"{CHANCE * judged:.1f} of the {judged} compared; more do, because published numbers vary too.",
+    ]
+
+
+def gate(comparison: Comparison) -> str:
+    """Whether the unedited model is the published one, in one line."""
+    paper, state = comparison.paper, comparison.state
+    if state == "none":
+        reason = paper.no_gate or "the paper prints no unedited model that this table could be held against"
+        return f"No gate: {reason}."
+    if state == "open":
+        return "Gate open: the unedited model was not measured, so nothing here is a reproduction yet."
     compared = comparison.gate()
-    if not compared:
-        return ["Gate open: the unedited model was not measured, so nothing here is a reproduction yet."]
     wrong = [(line, column) for line, column, agrees in compared if not agrees]
-    row = comparison.paper.gate.row
     if not wrong:
         count = f"all {len(compared)} numbers that can be compared" if len(compared) > 1 else "the one compared number"
-        return [f"Gate passed: {row}, unedited, agrees with the published row in {count}."]
+        return f"Gate passed: {paper.gate.row}, unedited, agrees with the published row in {count}."
     shown = "; ".join(
         f"{column_title(column)}{f' ({line.settings})' if line.settings else ''}: {_pair(line, column, {})}"
         for line, column in wrong
     )
-    return [
-        f"GATE FAILED: {row}, unedited, differs from the published row beyond its interval in {len(wrong)} of "
-        f"{len(compared)} numbers ({shown}). Model, prompts, sampling or judge are not the published ones, so no "
+    return (
+        f"GATE FAILED: {paper.gate.row}, unedited, differs from the published row beyond its interval in {len(wrong)} "
+        f"of {len(compared)} numbers ({shown}). Model, prompts, sampling or judge are not the published ones, so no "
         "difference in the rows below can be laid to a method."
-    ]
+    )
 
 
 def table(comparison: Comparison) -> Table:
@@ -106,6 +124,11 @@ def below(comparison: Comparison) -> list[str]:
     beside = list(dict.fromkeys(c.id for c in comparison.columns if not c.main))
     if beside:
         lines.append(f"Not the published metric, so shown beside it and not compared: {', '.join(beside)}.")
+    if any(values.family(i) == "kid" for i in beside):
+        lines.append(
+            f"KID stands beside an FID of fewer than {FEW_PICTURES:,} pictures, which is too large by an "
+            "amount that grows as n falls; KID is not."
+        )
     for column in comparison.columns:
         pool = [line for line in comparison.lines if column in line.measured and column.id.startswith(POOL)]
         if pool:
@@ -113,40 +136,48 @@ def below(comparison: Comparison) -> list[str]:
             lines.append(f"{column_title(column)} depends on the rows compared, here: {rows}.")
     known = {finding.number: finding for found in comparison.flags.values() for finding in found}
     lines += [f"({letter}) {known[number].words}." for number, letter in _letters(comparison).items()]
-    if comparison.silent:
-        lines.append(f"Left out: records that hold nothing of this table: {comparison.silent}.")
+    lines += silent(comparison)
     for finding in comparison.lost:
         lines.append(f"inconsistencies.csv line {finding.number} names no cell of this table: {finding.words}.")
     return lines
 
 
+def silent(comparison: Comparison) -> list[str]:
+    """One line on the records that hold nothing of the table; no line where there are none."""
+    if not comparison.silent:
+        return []
+    return [f"Left out: records that hold nothing of this table: {comparison.silent}."]
+
+
 def markdown(comparison: Comparison) -> str:
     """Title, gate, table, notes."""
-    gate = [f"**{line}**" if line.startswith("GATE") else line for line in above(comparison)]
-    parts = [f"# {comparison.name}", "", *gate, "", *render.markdown(table(comparison))]
+    head = [f"**{line}**" if line.startswith("GATE") else line for line in above(comparison)]
+    parts = [f"# {comparison.name}", "", "  \n".join(head), "", *render.markdown(table(comparison))]
     return "\n".join([*parts, *(f"{note}  " for note in below(comparison))]).rstrip() + "\n"
 
 
 def latex(comparison: Comparison) -> str:
-    """A tabular; gate and notes are comments."""
+    """A tabular; notes are comments, and so is a gate that passed: any other is the first row."""
     notes = [comparison.name, *above(comparison), *below(comparison)]
-    return "\n".join([*(f"% {note}" for note in notes), *render.latex(table(comparison))]) + "\n"
+    banner = gate(comparison) if comparison.state in ("failed", "open") else ""
+    return "\n".join([*(f"% {note}" for note in notes), *render.latex(table(comparison), banner)]) + "\n"
 
 
 def as_html(comparison: Comparison) -> str:
     """A heading, the gate, the table and the notes, without a page around them."""
-    gate = [f"<p><strong>{html.escape(line)}</strong></p>" for line in above(comparison)]
+    head = [f"<p><strong>{html.escape(line)}</strong></p>" for line in above(comparison)]
     notes = [f"<p>{html.escape(line)}</p>" for line in below(comparison)]
-    return "\n".join([f"<h1>{comparison.name}</h1>", *gate, *render.as_html(table(comparison)), *notes]) + "\n"
+    return "\n".join([f"<h1>{comparison.name}</h1>", *head, *render.as_html(table(comparison)), *notes]) + "\n"
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line a pair, in the published unit, with everything in columns of its own."""
+    """One line a pair, in the published unit, with everything in columns of its own; `gate` is the table's state in
+    every line."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
         ["row", "method", "settings", "metric", "subject", "id", "published", "published_std", "measured", "low",
-         "high", "n", "std", "runs", "agrees", "known_inconsistencies"]
+         "high", "n", "std", "runs", "agrees", "gate", "known_inconsistencies"]
     )  # fmt: skip
     for line in comparison.lines:
         for column in comparison.columns:
@@ -159,7 +190,7 @@ def as_csv(comparison: Comparison) -> str:
             known = " ".join(str(finding.number) for finding in comparison.flags.get(cell, ()))
             texts = [cell.text, cell.std] if cell and column.main else ["", ""]
             name = [line.row, line.method, line.settings, column.metric, column.subject, column.id]
-            writer.writerow([*name, *texts, *numbers, found.n, std, found.runs, agrees, known])
+            writer.writerow([*name, *texts, *numbers, found.n, std, found.runs, agrees, comparison.state, known])
     return buffer.getvalue()
 
 
@@ -171,11 +202,11 @@ def column_title(column: Column) -> str:
     words = TITLES.get(column.metric, column.metric)
     subject = "" if column.subject in AGGREGATES else column.subject
     title = " ".join(word for word in (words, subject) if word) or column.metric
-    return f"{title}{' %' if column.scale == 100 else ''}{'' if column.main else f' ({column.id})'}"
+    return f"{title}{UNITS.get(column.scale, '')}{'' if column.main else f' ({column.id})'}"
 
 
 def _pair(line: Line, column: Column, marks: Mapping[Cell, str]) -> str:
-    found = _number(line.measured.get(column), column)
+    found = number(line.measured.get(column), column)
     if not column.main:
         return found
     cell = line.published.get(column)
@@ -185,7 +216,8 @@ def _pair(line: Line, column: Column, marks: Mapping[Cell, str]) -> str:
     return f"{printed} / {found}{VERDICTS[line.agrees(column)]}"
 
 
-def _number(found: Measured | None, column: Column) -> str:
+def number(found: Measured | None, column: Column) -> str:
+    """`12.0 ± 2.1 [8.1, 16.7]` in the column's unit."""
     if found is None:
         return DASH
     if found.value is None:

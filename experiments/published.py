@@ -20,6 +20,12 @@ FOLDER = Path(__file__).resolve().parents[1] / "results" / "paper"
 # Subjects of a figure over everything, as the files write them; records say `all`.
 AGGREGATES = ("all", "coco")
 INCONSISTENCIES = "inconsistencies.csv"
+# Published tables that are no experiment: what to look at instead.
+ELSEWHERE = {
+    "fia_table8": "lists hyper-parameters and has no runs: results/paper/fia_table08_hyperparameters.csv; our values "
+    "of them are those of conf/method/fia.yaml and fia/parameters.py",
+    "fia_table15": "is on attacks, which no experiment here runs: results/paper/fia_table15_robustness.csv",
+}
 # How a line of that file names a group of metrics that it has no column for.
 METRIC_WORDS = {"parts": "nudenet_count", "cells": "forget_acc"}
 
@@ -102,6 +108,7 @@ class Paper:
         metrics: published metric -> which of ours it is.
         subjects: published class, artist or part -> ours, where the names differ.
         gate: the unedited model's row.
+        no_gate: why there is none, as a clause; needed where the experiment runs the unedited model.
         x: of a figure's horizontal axis: `column` of the file, or `at` where all its numbers stand at one place; our
             `setting`; and its `title`.
         also: overrides of further single runs, which the sweep does not make.
@@ -120,6 +127,7 @@ class Paper:
     metrics: Mapping[str, Source] = field(default_factory=dict)
     subjects: Mapping[str, str] = field(default_factory=dict)
     gate: Gate | None = None
+    no_gate: str = ""
     x: Mapping[str, Any] = field(default_factory=dict)
     also: Sequence[str] = ()
     limits: Mapping[str, str] = field(default_factory=dict)

@@ -36,10 +36,17 @@ def markdown(table: Table) -> list[str]:
     return [table.caption, "", *lines, ""]
 
 
-def latex(table: Table) -> list[str]:
-    """A tabular; the caption is a comment."""
+def latex(table: Table, banner: str = "") -> list[str]:
+    """A tabular; the caption is a comment.
+
+    Args:
+        banner: what nobody may miss, as a first row over all columns.
+    """
     rows = [" & ".join(map(tex, cells)) + r" \\" for cells in [table.header, *table.body]]
     rows.insert(1, r"\hline")
+    if banner:
+        words = rf"\multicolumn{{{len(table.header)}}}{{p{{\linewidth}}}}{{\textbf{{{tex(banner)}}}}}"
+        rows = [rf"{words} \\", r"\hline", *rows]
     return [
         f"% {table.caption}",
         r"\begin{tabular}{l" + "r" * (len(table.header) - 1) + "}",
@@ -55,6 +62,10 @@ def as_html(table: Table) -> list[str]:
         for cells in rows:
             lines.append("<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>")
     return [*lines, "</table>"]
+
+
+# By the name that the command line gives a format.
+FORMATS = {"md": markdown, "latex": latex, "html": as_html}
 
 
 def tex(text: str) -> str:

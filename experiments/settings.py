@@ -85,6 +85,15 @@ def of_the_edit(word: str) -> bool:
     return not word.startswith(("task.", "sampler.", "quality.", "repeats ", "dtype "))
 
 
+def hardware(record: Record, device: str) -> str:
+    """What a device in a record's cost is: a GPU by its own name, a processor with the threads that were used; empty
+    where the record does not say."""
+    if device not in ("cpu", "mps"):
+        return device
+    found = record.get("environment", {}).get("hardware") or {}
+    return f"{found['cpu']}, {found['threads']} threads" if found.get("cpu") else ""
+
+
 def _plain(value: Any) -> str:
     """Tuples, lists and OmegaConf's own look the same; so do 1 and 1.0."""
     return json.dumps(float(value) if type(value) is int else value, sort_keys=True)

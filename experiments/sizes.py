@@ -20,8 +20,8 @@ from harness.i2p import MODES
 from harness.lists import SOURCES
 
 from . import catalogue
-from .records import find, read_records
-from .settings import sorted_out
+from .settings import hardware, sorted_out
+from .tables import kept_places, records_of
 
 # Bytes of one stored PNG a pixel: measured on photos, an upper bound for drawings.
 PNG_BYTES_PER_PIXEL = 1.6
@@ -52,12 +52,16 @@ def size(name: str) -> Size:
     """The size of an experiment's whole sweep."""
     experiment = catalogue.load(name)
     shared: dict[tuple[str, str], int] = {}
+    by_task: dict[tuple[str, ...], dict[tuple[str, str], int]] = {}
     edited = stored = 0
     jobs = experiment.jobs()
     for job in [] if experiment.config["edit_only"] else jobs:
         # Only what a job says of the task changes which pictures it makes.
-        task = OmegaConf.from_dotlist([override for override in job if override.startswith("task.")])
-        own = pictures(OmegaConf.to_container(OmegaConf.merge(experiment.config, task)))
+        task = tuple(override for override in job if override.startswith("task."))
+        if task not in by_task:
+            merged = OmegaConf.merge(experiment.config, OmegaConf.from_dotlist(list(task)))
+            by_task[task] = pictures(OmegaConf.to_container(merged))
+        own = by_task[task]
         shared |= own
         if "method=none" not in job:
             edited += sum(own.values())
@@ -85,17 +89,43 @@ def pictures(config: Mapping[str, Any]) -> dict[tuple[str, str], int]:
     return {**found, **{("task", label): repeats * task["n"] for label in (*forget, *task.get("keep", ()))}}
 
 
-def seconds(name: str, records: list[dict[str, Any]]) -> tuple[float, int]:
-    """What the records that reproduce the experiment say they took in all, and how many they are."""
+@dataclass(frozen=True)
+class Time:
+    """What the records that reproduce an experiment say they took in all.
+
+    Attributes:
+        runs: how many they are.
+        hardware: what they ran on; empty where that is unknown for one, or not the same for all.
+    """
+
+    seconds: float
+    runs: int
+    hardware: str
+
+    def words(self, wanted: int) -> str:
+        """Hours for so many of the wanted runs; a dash where they are not of one known machine."""
+        if not self.hardware:
+            return "-"
+        return f"{self.seconds / 3600:.1f} h for {self.runs} of {wanted} runs on {self.hardware}"
+
+
+def time(name: str, records: list[dict[str, Any]]) -> Time:
+    """The time of an experiment, from these records."""
     experiment = catalogue.load(name)
     own = [record for record in records if record["task"] == experiment.config["task"]["name"]]
     expected = catalogue.expected(name, [record["method"] for record in own])
     inside, _ = sorted_out(experiment.paper, own, expected, ("task.concepts", "task.keep"))
-    return sum(record["cost"]["seconds"] for record in inside), len(inside)
+    places = {hardware(record, record["cost"].get("device", "")) for record in inside}
+    where = places.pop() if len(places) == 1 else ""
+    return Time(sum(record["cost"]["seconds"] for record in inside), len(inside), where)
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """The table as Markdown, one row an experiment that is compared with a paper."""
+def table(kept: Mapping[str, list[dict[str, Any]]]) -> str:
+    """The table as Markdown, one row an experiment that is compared with a paper.
+
+    Args:
+        kept: its kept records, by experiment.
+    """
     header = ["experiment", "runs", "unedited pictures", "edited pictures", "disk, at most", "time of kept records"]
     rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     for name in sorted(catalogue.names(), key=_order):
@@ -103,10 +133,9 @@ def table(records: list[dict[str, Any]]) -> str:
         if paper is None or not paper.file:
             continue
         own = size(name)
-        spent, count = seconds(name, records)
-        time = f"{spent / 3600:.1f} h for {count} of {own.runs} runs" if count else "-"
+        hours = time(name, kept.get(name, [])).words(own.runs)
         numbers = [f"{own.runs:,}", f"{own.unedited:,}", f"{own.edited:,}", f"{own.disk / 1e9:,.0f} GB"]
-        rows.append([f"`{name}`", *numbers, time])
+        rows.append([f"`{name}`", *numbers, hours])
     return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
 
 
@@ -117,13 +146,17 @@ def _order(name: str) -> tuple[str, int, str]:
     return words, int(digits or 0), name
 
 
+def kept_records() -> dict[str, list[dict[str, Any]]]:
+    """The kept records of every experiment that is compared with a paper."""
+    names = (name for name in catalogue.names() if catalogue.load(name).paper is not None)
+    return {name: records_of(name, places) for name in names if (places := kept_places(name))}
+
+
 def main() -> int:
     """Write the table between its marks in docs/reproduce.md."""
-    kept = Path(__file__).resolve().parents[1] / "results" / "records"
-    records = read_records(find([str(kept)])) if any(kept.glob("*.json")) else []
     head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, tail = rest.partition(END)
-    write_atomic(PAGE, (head + BEGIN + table(records) + END + tail).encode())
+    write_atomic(PAGE, (head + BEGIN + table(kept_records()) + END + tail).encode())
     print(PAGE)
     return 0
 

@@ -2,12 +2,11 @@
 
     python -m experiments.tables results/records             every record of a folder
     python -m experiments.tables fia_table1                  an experiment, the published table beside it
-    python -m experiments.tables --write results/tables      all of them, into files (`make tables`)
 
 One row a record: method, the settings in which the records differ, n, and the values with their 95 % intervals; scores
 of the task's classes in one table, general quality in another. Shares are percent. Two metric ids never share a column,
 and every table says which model it is about. Records without scores (`edit_only=true`) are counted, not shown.
-How a published table is compared: paper_tables.py.
+How a published table is compared: paper_tables.py. All tables of kept records, into files: rebuild.py.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.files import write_atomic
-
 from . import catalogue, paper_tables, paper_text, published, render, values
+from .published import Paper
 from .records import find, flat, read_records
 from .render import Table
+from .settings import hardware
 
 # Where records that document a claim are kept, beside the folder of an experiment's own runs.
 KEPT = "results/records"
@@ -109,11 +109,15 @@ def notes(records: Sequence[Mapping[str, Any]], families: Iterable[str] | None =
     Args:
         families: of the metrics that are shown; None: all.
     """
-    models = dict.fromkeys(f"{r['model']}: {_words(r)}{_world(r)}" for r in records)
     ids = [i for i in values.headline_ids(records) if families is None or values.family(i) in families]
     entries = [m for r in records for m in r["metrics"] if m["subject"] == "all"]
-    lines = [*(f"Model {model}." for model in models), *(values.legend(i, ids, entries) for i in ids)]
+    lines = [*models(records), *(values.legend(i, ids, entries) for i in ids)]
     return [*lines, *(values.remarks(ids, entries) if ids else []), *left_out(records)]
+
+
+def models(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line on every model that the records are about."""
+    return [f"Model {model}." for model in dict.fromkeys(f"{r['model']}: {_words(r)}{_world(r)}" for r in records)]
 
 
 def left_out(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -198,78 +202,122 @@ def compared(name: str, records: Sequence[Mapping[str, Any]]) -> paper_tables.Co
         own,
         catalogue.expected(name, [record["method"] for record in own]),
     )
+    # Records of other tasks count only where there are no others: a stand-in was run, such as the tiny world's for a
+    # task on classes that it does not have.
+    if records and not own:
+        reason = f"made for another task than {experiment.config['task']['name']}"
+        comparison = replace(comparison, apart=[(reason, records)])
     return paper_tables.flagged(comparison, cells, published.findings())
 
 
 def of_experiment(name: str, records: Sequence[Mapping[str, Any]], form: str, sd: bool = False) -> str:
     """The published table beside the measured one; below it, in tables of their own, records that do not reproduce it.
 
-    An experiment that is compared with no paper, or with a drawing, gives the plain tables of its records. Records of
-    other tasks count only where there are no others: a stand-in was run, such as the tiny world's for a task on classes
-    that it does not have.
+    An experiment that is compared with no paper, or with a drawing, gives the plain tables of its records.
 
     Raises:
-        ValueError: such an experiment has no records yet.
+        ValueError: such an experiment has no records yet; or `sd` is asked for beside published numbers.
     """
     experiment = catalogue.load(name)
-    task = experiment.config["task"]["name"]
-    own = [record for record in records if record["task"] == task]
-    if experiment.paper is None or experiment.paper.x:
+    paper = experiment.paper
+    if paper is None or paper.x:
         if not records:
             raise ValueError(f"{name} has no records yet in {experiment.records}: run it, or say --records DIR")
+        own = [] if paper is None else [r for r in records if r["task"] == experiment.config["task"]["name"]]
         return of_records(own or records, form, sd)
-    comparison = compared(name, own)
-    apart = comparison.apart if own or not records else [(f"made for another task than {task}", records)]
+    if sd:
+        raise ValueError(f"{name}: --sd is for tables of records; beside published numbers intervals are needed")
+    comparison = compared(name, records)
     parts = [paper_text.FORMATS[form](comparison)]
     if form != "csv":  # which has no place for a second table
-        for reason, group in apart:
-            count = f"{len(group)} record{'s' if len(group) > 1 else ''}"
-            parts.append(f"{HEADINGS[form].format(f'Not compared: {count} {reason}')}{of_records(group, form, sd)}")
+        for (_, group), line in zip(comparison.apart, _not_compared(comparison), strict=True):
+            parts.append(HEADINGS[form].format(line) + _apart(paper, group, form))
     return "\n".join(parts)
 
 
+def beside_csv(name: str, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the CSV of an experiment has no place for: the gate in words, what is not compared, what was left out."""
+    paper = catalogue.load(name).paper
+    if paper is None or paper.x:
+        return left_out(records)
+    comparison = compared(name, records)
+    return [*paper_text.above(comparison), *_not_compared(comparison), *paper_text.silent(comparison)]
+
+
+def _not_compared(comparison: paper_tables.Comparison) -> list[str]:
+    counts = ((f"{len(group)} record{'s' if len(group) > 1 else ''}", reason) for reason, group in comparison.apart)
+    return [f"Not compared: {count} {reason}" for count, reason in counts]
+
+
+def _apart(paper: Paper, records: Sequence[Mapping[str, Any]], form: str) -> str:
+    """Tables of records that reproduce nothing: what the published table shows of edits, then the usual ones."""
+    parts = []
+    edits = of_the_edits(paper, records)
+    if edits is not None:
+        notes_below = {"md": "{}  ", "latex": "% {}", "html": "<p>{}</p>"}[form]
+        parts.append("\n".join([*render.FORMATS[form](edits), *map(notes_below.format, models(records))]) + "\n")
+        records = [record for record in records if record["metrics"]]
+    if records:
+        parts.append(of_records(records, form))
+    return "\n".join(parts)
+
+
+def of_the_edits(paper: Paper, records: Sequence[Mapping[str, Any]]) -> Table | None:
+    """What these records say of their edits and of what those cost, in the columns of a published table but without its
+    numbers; None where the table has no such column, or the records nothing of it."""
+    columns = paper_tables.edit_columns(paper, published.cells(paper), records)
+    lines = [(record, paper_tables.measured(paper, columns, [], record)) for record in records]
+    if not any(found for _, found in lines):
+        return None
+    keys = differing(records)
+    # Seconds mean nothing without the hardware that took them.
+    timed = any(column.id.startswith(paper_tables.COST) for column in columns)
+    header = ["method", *(_short(key, keys) for key in keys), *(["on"] if timed else [])]
+    body = []
+    for record, found in lines:
+        settings = flat(record["config"])
+        device = record["cost"]["edit_made"]["device"] if timed else ""
+        where = [hardware(record, device) or device] if timed else []
+        numbers = [paper_text.number(found.get(column), column) for column in columns]
+        body.append([record["method"], *(_cell(settings.get(key)) for key in keys), *where, *numbers])
+    return Table("Measured only.", [*header, *map(paper_text.column_title, columns)], body)
+
+
+def kept_places(name: str) -> list[str]:
+    """Where records of an experiment are kept: under its name, or that of the folder of its runs, which experiments may
+    share; for a published table also among the single ones."""
+    experiment = catalogue.load(name)
+    own = [f"{KEPT}/{folder}" for folder in dict.fromkeys([name, Path(experiment.records).name])]
+    return _with_records([*own, *([KEPT] if experiment.paper is not None else [])])
+
+
+def _with_records(places: Iterable[str]) -> list[str]:
+    return [place for place in places if any(Path(place).glob("*.json"))]
+
+
 def records_of(name: str, places: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The records at these places; without any, those of the experiment's own folder and the kept ones of its task."""
+    """The records at these places; without any, those of the experiment's own folder, those that are kept under its
+    name, and for a published table the single kept ones of its task."""
     experiment = catalogue.load(name)
     task = experiment.config["task"]["name"]
     if not places:
-        usual = [experiment.records, *([KEPT] if experiment.paper is not None else [])]
-        places = [place for place in usual if any(Path(place).glob("*.json"))]
+        places = [*_with_records([experiment.records]), *kept_places(name)]
     # A record's name says what was run: one that was copied to the kept ones counts once.
-    paths = list({path.name: path for path in reversed(find(places))}.values())
-    found = zip(paths, read_records(paths), strict=True)
-    return [record for path, record in found if record["task"] == task or path.parent != Path(KEPT)]
-
-
-def write_all(folder: Path) -> list[Path]:
-    """Every table that has records, as Markdown files: one an experiment, and one of all kept records."""
-    texts = {}
-    for name in catalogue.names():
-        records = records_of(name)
-        task = catalogue.load(name).config["task"]["name"]
-        if any(record["task"] == task for record in records):
-            texts[name] = of_experiment(name, records, "md")
-    if any(Path(KEPT).glob("*.json")):
-        texts["records"] = of_records(read_records(find([KEPT])), "md")
-    for name, text in texts.items():
-        write_atomic(folder / f"{name}.md", text.encode())
-    return [folder / f"{name}.md" for name in texts]
+    paths = {path.name: path for path in reversed(find(places))}
+    found = zip(paths.values(), read_records(paths.values()), strict=True)
+    own = {path.name: record for path, record in found if record["task"] == task or path.parent != Path(KEPT)}
+    return [own[file_name] for file_name in sorted(own)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print or write tables; 2 for bad input."""
+    """Print tables; 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m experiments.tables", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("places", nargs="*", metavar="EXPERIMENT|DIR|FILE|PATTERN")
     parser.add_argument("--format", choices=FORMATS, default="md")
     parser.add_argument("--sd", action="store_true", help="means over repeats with their standard deviation only")
     parser.add_argument("--records", nargs="+", metavar="DIR", default=[], help="an experiment's records, if elsewhere")
-    parser.add_argument("--write", type=Path, metavar="DIR", help="write the tables of everything that has records")
     options = parser.parse_args(argv)
     try:
-        if options.write is not None:
-            written = write_all(options.write)
-            print("\n".join(map(str, written)) or f"no records yet, in {KEPT} or of any experiment: no tables to write")
-            return 0
         print(_text(options.places, options.format, options.records, options.sd), end="")
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -279,16 +327,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _text(places: Sequence[str], form: str, elsewhere: Sequence[str], sd: bool) -> str:
     if not places:
-        raise ValueError("name an experiment or a folder with records, or say --write DIR")
-    if len(places) == 1 and not Path(places[0]).exists() and places[0] in catalogue.names():
-        records = records_of(places[0], elsewhere)
-        text = of_experiment(places[0], records, form, sd)
+        raise ValueError("name an experiment or a folder with records")
+    name = places[0] if len(places) == 1 and not Path(places[0]).exists() else ""
+    if name in published.ELSEWHERE:
+        raise ValueError(f"{name} {published.ELSEWHERE[name]}")
+    if name in catalogue.names():
+        records = records_of(name, elsewhere)
+        text = of_experiment(name, records, form, sd)
+        remarks = beside_csv(name, records) if form == "csv" else []
     else:
         records = read_records(find(places))
         text = of_records(records, form, sd)
-    if form == "csv":  # which has no place for remarks
-        for line in left_out(records):
-            print(line, file=sys.stderr)
+        remarks = left_out(records) if form == "csv" else []
+    for line in remarks:
+        print(line, file=sys.stderr)
     return render.page(places[0], [text]) if form == "html" else text
 
 

@@ -3,6 +3,7 @@
     r2_per_concept: ${while_default:r2,paper}                         a value that stands and falls with another one
     r2: "${by_kind:{object: 0.007, style: 0.02, explicit: 0.01}}"     a value for each kind of task
     prompts: ${published:A,neutral}                                   a published list, or what a world has instead
+    cleanfid: ${given:suite.photos}                                   whether another setting has a value
 
 All give way to whatever the command line, a preset or an experiment file says instead.
 """
@@ -33,5 +34,10 @@ def published(value: Any, instead: Any, *, _root_: Container) -> Any:
     return instead if OmegaConf.select(_root_, "suite.world") else value
 
 
-for resolver in (by_kind, while_default, published):
+def given(key: str, *, _root_: Container) -> bool:
+    """Whether the setting is there and not null."""
+    return OmegaConf.select(_root_, key) is not None
+
+
+for resolver in (by_kind, while_default, published, given):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

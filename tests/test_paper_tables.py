@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from records_by_hand import write_record
 
-from experiments import catalogue, figures, paper_tables, paper_text, published, sizes, tables, values
+from experiments import catalogue, figures, paper_tables, paper_text, published, rebuild, sizes, tables, values
 from experiments.figures import Point, reach
 from experiments.published import Cell, Paper, Source
 from experiments.records import flat
@@ -238,7 +238,9 @@ def test_without_records_everything_measured_is_a_dash():
 def test_the_gate_stands_above_every_other_cell():
     passed = compare([record(measured(0.01, 0.005, 29.56))])
     assert paper_text.above(passed) == [
-        "Gate passed: SD v1.5, unedited, agrees with the published row in all 4 numbers that can be compared."
+        "Gate passed: SD v1.5, unedited, agrees with the published row in all 4 numbers that can be compared.",
+        "By chance alone 5% of numbers that agree lie outside the interval, here about 0.4 of the 8 compared; more do, "
+        "because published numbers vary too.",
     ]
     failed = compare([record(measured(0.01, 0.005, 29.56), unedited=measured(0.7, 0.8, 31.4))])
     text = paper_text.markdown(failed)
@@ -248,6 +250,18 @@ def test_the_gate_stands_above_every_other_cell():
     for form in ("latex", "html"):
         shown = paper_text.FORMATS[form](failed)
         assert shown.index("GATE FAILED") < shown.index({"latex": "tabular", "html": "<table>"}[form])
+
+
+def test_a_gate_that_failed_or_is_open_is_the_first_row_of_a_latex_table_and_a_column_of_a_csv():
+    failed = compare([record(measured(0.01, 0.005, 29.56), unedited=measured(0.7, 0.8, 31.4))])
+    passed = compare([record(measured(0.01, 0.005, 29.56))])
+    for comparison, state, words in ((failed, "failed", "GATE FAILED"), (compare([]), "open", "Gate open")):
+        lines = paper_text.latex(comparison).splitlines()
+        first = lines[next(i for i, line in enumerate(lines) if line.startswith(r"\begin{tabular}")) + 1]
+        assert first.startswith(r"\multicolumn{8}{p{\linewidth}}{\textbf{" + words) and first.endswith(r"}} \\")
+        assert {line["gate"] for line in csv.DictReader(io.StringIO(paper_text.as_csv(comparison)))} == {state}
+    assert "multicolumn" not in paper_text.latex(passed)
+    assert {line["gate"] for line in csv.DictReader(io.StringIO(paper_text.as_csv(passed)))} == {"passed"}
 
 
 def test_a_gate_from_another_table_says_so():
@@ -294,6 +308,64 @@ def test_two_ids_of_a_family_never_share_a_column():
     fia = rows(comparison)[1]
     assert fia[4:6] == ["1.0 / 1.0 [0.0, 2.0] in", "30.0 [29.0, 31.0]"]  # shown, never compared
     assert any(f"not compared: {RESNET}-v1" in note for note in paper_text.below(comparison))
+
+
+def with_fid(metrics: list[dict], n: int = 30_000) -> list[dict]:
+    """And FID and KID, as another suite measures them."""
+    return [
+        *metrics,
+        entry(f"fid/net/coco-n{n}", "all", 15.0, 0.5, n),
+        entry(f"kid/net/coco-n{n}", "all", 2e-3, 1e-4, n),
+    ]
+
+
+def with_fid_column(pattern: str) -> tuple[Paper, list[Cell]]:
+    metrics = {"forget_acc": {"id": RESNET, "scale": 100}, "fid_coco": {"id": pattern}}
+    cells = [cell for cell in printed() if cell.metric == "forget_acc"]
+    return paper(metrics=metrics), [*cells, Cell("SD v1.5", "fid_coco", "coco", "14.5")]
+
+
+def test_one_run_with_and_without_photos_is_one_row_and_no_mean():
+    section, cells = with_fid_column("fid/net/coco-n*")
+    plain = record(measured(0.01, 0.005, 29.56))
+    photos = record(with_fid(measured(0.01, 0.005, 29.56)), unedited=with_fid(measured(0.9, 0.8, 31.4)))
+    plain["config"], photos["config"] = (
+        own["config"] | {"suite": {"photos": folder}} for own, folder in ((plain, None), (photos, "a folder"))
+    )
+    for group in ([plain, photos], [photos, plain]):
+        found = rows(compare(group, cells, section))
+        assert [row[:3] for row in found] == [
+            ["SD v1.5", "unedited", "the experiment's"], ["FIA", "fia", "the experiment's"], ["ESD", "-", "-"],
+        ]  # fmt: skip
+        assert [row[-1] for row in found[:2]] == ["14.5 / 15.0 [14.5, 15.5] in", "- / 15.0 [14.5, 15.5]"]
+    # The mean is over seeds, of which these are two.
+    other = record(measured(0.03, 0.005, 29.56), seed=1)
+    found = rows(compare([plain, photos, other], cells, section))
+    assert [row[2] for row in found if row[0] == "FIA"] == ["the experiment's", "seed 1", "mean of 2 seeds"]
+    assert next(row[4] for row in found if row[2] == "mean of 2 seeds") == "1.0 / 2.0 ± 1.4"
+
+
+def test_runs_of_one_seed_that_contradict_each_other_stay_apart_without_a_mean():
+    found = rows(compare([record(measured(0.01, 0.0, 29.5)), record(measured(0.02, 0.0, 29.5))]))
+    assert [row[2] for row in found if row[0] == "FIA"] == ["the experiment's", "the experiment's"]
+
+
+@pytest.mark.parametrize(("n", "few"), [(5000, True), (9999, True), (10_000, False)])
+def test_an_fid_of_few_pictures_is_shown_with_kid_which_is_never_compared(n: int, few: bool):
+    section, cells = with_fid_column("fid/net/coco-n*")
+    numbers = with_fid(measured(0.9, 0.8, 31.4), n)
+    comparison = compare([record(numbers, unedited=numbers)], cells, section)
+    head = paper_text.table(comparison).header
+    assert head[6] == "FID" and head[7:] == ([f"KID x1000 (kid/net/coco-n{n})"] if few else [])
+    if few:
+        assert [row[-1] for row in rows(comparison)] == ["2.0 [1.9, 2.1]", "2.0 [1.9, 2.1]", "-"]
+        assert not any(column.metric == "kid" for _, column, _ in comparison.judged())
+        assert any(
+            note.startswith("KID stands beside an FID of fewer than 10,000") for note in paper_text.below(comparison)
+        )
+    # So it is beside an FID that is none of the paper's itself.
+    beside = paper_text.table(compare([record(numbers)], *reversed(with_fid_column("fid/other/coco-n*")))).header
+    assert (f"KID x1000 (kid/net/coco-n{n})" in beside) == few
 
 
 def test_what_reproduces_nothing_is_kept_apart_with_the_reason():
@@ -407,6 +479,24 @@ def test_an_experiment_names_what_exists(name: str):
         assert published.gate_cells(section)
 
 
+@pytest.mark.parametrize("name", COMPARED)
+def test_an_experiment_that_runs_the_unedited_model_has_a_gate_or_says_why_not(name: str):
+    experiment = catalogue.load(name)
+    section = experiment.paper
+    runs_it = "none" in experiment.sweep.get("method", [experiment.config["method"]["name"]])
+    assert section.gate is None or not section.no_gate
+    if runs_it and section.gate is None:
+        assert section.no_gate
+        assert paper_text.gate(paper_tables.Comparison(name, section, [], [])) == f"No gate: {section.no_gate}."
+
+
+@pytest.mark.parametrize("name", ["fia_table3", "fia_table4", "fia_table20", "fia_fig6", "scaling50"])
+def test_photos_alone_measure_the_published_fid(name: str):
+    assert catalogue.load(name).config["suite"]["cleanfid"] is False
+    assert catalogue.load(name, "suite.photos=a_folder").config["suite"]["cleanfid"] is True
+    assert catalogue.load(name, "suite.photos=a_folder", "suite.cleanfid=false").config["suite"]["cleanfid"] is False
+
+
 def _many(value: object) -> list:
     return value if isinstance(value, list) else [value]
 
@@ -424,6 +514,8 @@ def test_every_table_and_figure_has_an_experiment():
     numbers = [1, 2, 3, 4, 5, 9, 10, 11, 12, 13, 14, 16, 17, 18, 19, 20, 21]
     wanted = {f"fia_table{n}" for n in numbers} | {"fia_fig4", "fia_fig5a", "fia_fig5b", "fia_fig6"}
     assert set(COMPARED) == wanted | {"scaling50", "scapre_imagenette", "tiny_scaling"}
+    for words in published.ELSEWHERE.values():
+        assert published.read(*re.findall(r"results/paper/(\S+\.csv)", words))
 
 
 @pytest.fixture
@@ -460,7 +552,7 @@ def ids_of(name: str, photos: Path) -> set[str]:
     own = ["dry_run=true", "device=cpu", "quality.n=3"]
     config = catalogue.load(name).config
     if config["suite"]["name"] == "sd":
-        own += [f"suite.photos={photos}", "suite.cleanfid=true"]
+        own.append(f"suite.photos={photos}")  # which alone has to give the published FID
     if config["task"]["kind"] != "explicit":
         own.append("task.n=1")
     with initialize_config_dir(str(catalogue.CONF), version_base="1.3"):
@@ -591,16 +683,61 @@ def test_the_command_reads_an_experiments_records(tmp_path: Path, capsys: pytest
     assert "| fia |" in apart and "published" not in apart.partition("sd15")[2]
 
 
-def test_the_command_writes_every_table_that_has_records(
+def test_a_csv_leaves_the_gate_and_what_is_not_compared_to_the_other_stream(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    folder = kept(tmp_path / "records", sd_record(), sd_record(model="tiny"))
+    assert tables.main(["fia_table1", "--records", str(folder), "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert {line["gate"] for line in csv.DictReader(io.StringIO(out))} == {"passed"}
+    gate, chance, apart = err.splitlines()
+    assert gate.startswith("Gate passed: SD v1.5") and chance.startswith("By chance alone 5%")
+    assert apart == "Not compared: 1 record made on tiny; the published numbers are of sd15"
+
+
+def staged() -> dict:
+    """tench is forgotten, then church, and tench comes back a little."""
+    stages = [
+        {"concepts": names, "metrics": measured(tench, church, 31.0)}
+        for names, tench, church in ((["tench"], 0.1, 0.8), (["tench", "church"], 0.3, 0.0))
+    ]
+    return record(measured(0.3, 0.0, 31.0), stages=stages)
+
+
+def test_whatever_is_kept_is_written_without_a_list_of_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.chdir(tmp_path)
-    assert tables.main(["--write", "results/tables"]) == 0
-    assert "no records yet" in capsys.readouterr().out and not Path("results").exists()
+    assert rebuild.main(["tables"]) == 0
+    assert "no records yet" in capsys.readouterr().out and not Path("tables").exists()
     kept(Path("runs/fia_table1"), sd_record())
-    assert tables.main(["--write", "results/tables"]) == 0
-    assert [path.name for path in Path("results/tables").iterdir()] == ["fia_table1.md"]
-    assert "Gate passed" in Path("results/tables/fia_table1.md").read_text()
+    # Of one experiment, whose runs table 5 shares; of another, two tasks; of none.
+    kept(Path("results/records/fia_table4"), record(measured(0.1, 0.1, 31.0), task="artists"))
+    kept(Path("results/records/tiny_tasks"), record(measured(0.1, 0.1, 31.0)), record([], task="i2p"))
+    kept(Path("results/records/a_schedule"), staged())
+    # A demo's record is of a published table's task, but on another model.
+    write_record(Path("results/records/demo.json"), record([], task="imagenette_5v5", model="tiny"))
+    assert rebuild.main(["tables"]) == 0
+    written = {path.stem: path.read_text() for path in Path("tables").iterdir()}
+    assert set(written) == {
+        "fia_table1", "fia_table4", "fia_table5", "tiny_tasks", "a_schedule", "a_schedule_stages", "records",
+    }  # fmt: skip
+    assert "Gate passed" in written["fia_table1"] and "+20.0 (tench)" in written["a_schedule_stages"]
+    assert "### imagenette, model" in written["tiny_tasks"] and "### i2p, model" in written["tiny_tasks"]
+
+
+def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    results = sizes.PAGE.parents[1] / "results"
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "records").symlink_to(results / "records")
+    monkeypatch.chdir(tmp_path)  # without the experiments' own runs
+    pages = rebuild.pages()
+    texts = {name: page.text for name, page in pages.items()}
+    there = {path.stem: path.read_text(encoding="utf-8") for path in (results / "tables").glob("*.md")}
+    stale = sorted(name for name in {*texts, *there} if texts.get(name) != there.get(name))
+    assert not stale, f"results/tables is not what results/records say of {', '.join(stale)}: make tables"
+    drawn = {name for name, page in pages.items() if page.draw is not None}
+    assert {path.stem for path in (results / "tables").glob("*.png")} == drawn, "make tables"
 
 
 @pytest.mark.parametrize(
@@ -608,6 +745,9 @@ def test_the_command_writes_every_table_that_has_records(
     [
         ([], "name an experiment or a folder"),
         (["fia_tabel1"], "no record at 'fia_tabel1'"),
+        (["fia_table8"], "fia_table08_hyperparameters.csv; our values of them are those of conf/method/fia.yaml and"),
+        (["fia_table15"], "is on attacks, which no experiment here runs: results/paper/fia_table15_robustness.csv"),
+        (["fia_table1", "--sd"], "fia_table1: --sd is for tables of records"),
         (["tiny_sweep"], "tiny_sweep has no records yet in runs/tiny_sweep"),
         (["fia_table1", "--records", "nowhere"], "no record at 'nowhere'"),
     ],
@@ -690,10 +830,29 @@ def test_a_figure_has_published_and_measured_series(tmp_path: Path, monkeypatch:
     assert any(note.startswith("GATE FAILED: SD v1.5") for note in figure.notes)
 
 
-@pytest.mark.parametrize("name", ["fia_fig4", "fia_fig6"])
+def test_the_gate_of_figure_4_is_table_1_class_by_class():
+    """Over all places of the axis: what is forgotten at one is still forgotten at the next."""
+    id = catalogue.load("fia_fig4").paper.metrics["avg_forget_acc"].id
+    first, second = entry(id, "garbage truck", 0.891, 0.01, 50), entry(id, "cassette player", 0.676, 0.01, 50)
+    group = [
+        record([], unedited=classes, config=catalogue.load("fia_fig4", f"task.x={x}", "method=none").config,
+               method="none", task="imagenette_xvy")
+        for x, classes in ((1, [first]), (2, [first, second]))
+    ]  # fmt: skip
+    notes = figures.figure_of("fia_fig4", group).notes
+    assert notes[1] == (
+        "Gate passed: SD v1.5, unedited, agrees with the published row in all 2 numbers that can be compared."
+    )
+    group[1]["unedited"] = [first, entry(id, "cassette player", 0.5, 0.01, 50)]
+    notes = figures.figure_of("fia_fig4", group).notes
+    assert notes[1].startswith("GATE FAILED: SD v1.5") and "cassette player %: 67.6 / 50.0 [49.0, 51.0] out" in notes[1]
+
+
+@pytest.mark.parametrize("name", figures.names())
 def test_a_figure_without_records_shows_the_published_points(name: str, tmp_path: Path):
     figure = figures.figure_of(name, [])
-    assert "Nothing was measured yet: only the published points are drawn." in figure.notes
+    published_points = ": only the published points are drawn" if figure.paper.file else ""
+    assert f"Nothing was measured yet{published_points}." in figure.notes
     assert figures.draw(figure, tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -731,11 +890,26 @@ def test_pictures_of_explicit_content_take_no_disk():
 
 def test_the_page_on_reproduction_holds_the_current_table():
     """After a change of an experiment: python -m experiments.sizes"""
-    kept_records = sizes.PAGE.parents[1] / "results" / "records"
-    paths = sorted(kept_records.glob("*.json"))
     page = sizes.PAGE.read_text(encoding="utf-8")
     shown = page.partition(sizes.BEGIN)[2].partition(sizes.END)[0]
-    assert shown == sizes.table(tables.read_records(paths))
+    assert shown == sizes.table(sizes.kept_records())
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        (["NVIDIA A"], "1.5 h for 1 of 12 runs on NVIDIA A"),
+        (["NVIDIA A", "NVIDIA A"], "3.0 h for 2 of 12 runs on NVIDIA A"),
+        (["NVIDIA A", "NVIDIA B"], "-"),
+        (["cpu"], "1.5 h for 1 of 12 runs on a processor, 2 threads"),
+        (["NVIDIA A", ""], "-"),
+        ([], "-"),
+    ],
+)
+def test_hours_are_those_of_one_named_machine(devices: list[str], words: str):
+    hardware = {"hardware": {"cpu": "a processor", "threads": 2}}
+    group = [sd_record(cost={"device": device, "seconds": 5400.0}, environment=hardware) for device in devices]
+    assert sizes.time("fia_table1", group).words(12) == words
 
 
 def test_source_ids_may_be_patterns():
