@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from harness.model import DiffusionModel
 from harness.sampler import Sampler
+from harness.threads import each_by_threads
 
 EPS = 1e-8
 HALVES = ("both", "cond", "uncond")
@@ -272,7 +273,8 @@ def contrast_each_step(
         base: prompts without a concept, shared by all concepts.
         concepts: prompts of each concept.
         take: called as `take(concept index, layer name, contrast)`, once a step, concept and layer; the contrast is
-            [Cout, Cin] with the cosine factor and [Cin] without, to be multiplied by |W|. It belongs to `take`.
+            [Cout, Cin] with the cosine factor and [Cin] without, to be multiplied by |W|. It belongs to `take`. On a
+            CPU layers are handed over by several threads at a time.
     """
     readers = _Readers(layers, how)
     base_walks = _walks(model, base, how)
@@ -288,10 +290,14 @@ def contrast_each_step(
                 bar.update()
             return moments
 
+        def settle(index: int, moments: dict[str, Moments], ceilings: Mapping[str, Tensor]) -> None:
+            def layer(name: str) -> None:
+                take(index, name, contrast(moments.pop(name), ceilings[name]))
+
+            each_by_threads(layer, layers, model.device)
+
         for _ in range(how.steps):
             base_moments = advance(base_walks, spread=True)
             ceilings = {name: _ceiling(base_moments.pop(name)) for name in layers}
             for index, walks in enumerate(concept_walks):
-                moments = advance(walks, spread=False)
-                for name in layers:
-                    take(index, name, contrast(moments.pop(name), ceilings[name]))
+                settle(index, advance(walks, spread=False), ceilings)

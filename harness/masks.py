@@ -15,13 +15,28 @@ _SHAPE = "shape/"
 
 def kth_largest(values: Tensor, k: int) -> Tensor:
     """The k-th largest value along the last dimension, without sorting it: [..., n] to [..., 1] (or a scalar)."""
-    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
-        # numpy's selection takes a tenth of topk's time on a processor, and gives the same value.
-        at = values.shape[-1] - k
-        found = torch.from_numpy(np.partition(values.detach().numpy(), at, axis=-1)[..., at])
-        return found[..., None] if values.dim() > 1 else found
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64) and values.dim() == 1:
+        return torch.tensor(_selected(values.detach().numpy(), k), dtype=values.dtype)
     # Not kthvalue: on CUDA it gives a whole row to one block, which takes longer than sorting it.
     return values.topk(k, sorted=False).values.amin(-1, keepdim=values.dim() > 1)
+
+
+def _selected(values: np.ndarray, k: int) -> np.generic:
+    """The same on a processor, in a half to an eighth of topk's time.
+
+    numpy's selection is slow where most values are equal, such as zeros. So it gets only what lies above a value that
+    every sixteenth entry suggests, and nothing where that value itself is the one.
+    """
+    sample = np.sort(values[::16])
+    rank = k // 16 + k // 64 + 4
+    if rank <= len(sample):
+        pivot = sample[-rank]
+        above = values[values > pivot]
+        if len(above) < k <= len(above) + np.count_nonzero(values == pivot):
+            return pivot
+        if len(above) >= k:
+            values = above
+    return np.partition(values, len(values) - k)[len(values) - k]
 
 
 def top_entries(scores: Tensor, k: int) -> Tensor:

@@ -1,15 +1,18 @@
-"""Samples of a batch dealt out to the threads of a processor."""
+"""Work dealt out to the threads of a processor: samples of a batch, or pieces that do not need each other."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 # Rows that a thread gets at least; fewer leave its operations too small.
 LEAST_SHARE = 4
@@ -32,6 +35,19 @@ def by_threads(compute: Callable[[slice], Tensor], rows: int, device: torch.devi
     ends = [rows * number // threads for number in range(threads + 1)]
     workers = _workers(threads, os.getpid())
     return torch.cat(list(workers.map(torch.no_grad()(compute), map(slice, ends, ends[1:]))))
+
+
+def each_by_threads(work: Callable[[T], None], items: Iterable[T], device: torch.device) -> None:
+    """`work` for every item, without gradients; on a CPU every thread does whole items by itself.
+
+    Args:
+        work: must be safe to call from several threads at a time. Its first error is raised here.
+        device: what computes; on others than a CPU one item comes after the other.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    quiet = torch.no_grad()(work)
+    for _ in map(quiet, items) if threads == 1 else _workers(threads, os.getpid()).map(quiet, items):
+        pass
 
 
 @cache

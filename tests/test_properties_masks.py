@@ -132,6 +132,19 @@ def test_the_threshold_keeps_the_share_and_its_ties(saliency: Tensor, r1: float)
     assert int(kept.sum()) >= min(k, int((saliency > 0).sum())) and not (kept & (saliency == 0)).any()
 
 
+@pytest.mark.parametrize("equal", [0, 0.5, 0.9, 0.97, 1])
+@pytest.mark.parametrize("largest", [False, True])
+def test_the_threshold_of_a_layer_with_many_equal_values(equal: float, largest: bool):
+    """Layers are too large for drawn examples: selection looks at a part of them first, which may mislead it."""
+    values = torch.rand(5003, generator=torch.Generator().manual_seed(0))
+    values[torch.rand(5003, generator=torch.Generator().manual_seed(1)) < equal] = 1 if largest else 0
+    values[::16] *= -1  # what it looks at first is unlike the rest
+    ordered = values.sort(descending=True).values
+    for k in (1, 2, 60, 250, 2500, 5002, 5003):
+        assert kth_largest(values, k) == ordered[k - 1]
+        assert kth_largest(values[1:], k - 1 or 1) == values[1:].sort(descending=True).values[max(k - 2, 0)]
+
+
 @given(SHARES, SHARES, st.integers(1, 10**6))
 @example(0.29, 0.3, 100)
 def test_a_budget_grows_with_its_share_and_stays_within_bounds(one: float, other: float, n: int):

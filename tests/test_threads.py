@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.sampler import Sampler
-from harness.threads import LEAST_SHARE, by_threads
+from harness.threads import LEAST_SHARE, by_threads, each_by_threads
 
 SAMPLER = Sampler("ddim", 3, 4.0)
 CPU = torch.device("cpu")
@@ -34,6 +34,21 @@ def test_rows_keep_their_order_and_every_thread_is_alone(two_threads):
     assert torch.get_num_threads() == 2
     assert all(threads == 1 and not gradients for _, threads, gradients in seen.values())
     assert threading.current_thread().name not in seen
+
+
+def test_every_piece_is_done_once_by_a_thread_that_is_alone(two_threads):
+    done, alone = [], []
+
+    def work(piece: int) -> None:
+        alone.append(torch.get_num_threads() == 1 and not torch.is_grad_enabled())
+        done.append(piece)
+        if piece == 7:
+            raise FloatingPointError("piece 7")
+
+    each_by_threads(work, range(7), CPU)
+    assert sorted(done) == list(range(7)) and all(alone)
+    with pytest.raises(FloatingPointError, match="piece 7"):
+        each_by_threads(work, [7], CPU)
 
 
 @pytest.mark.parametrize(("rows", "device"), [(2 * LEAST_SHARE - 1, CPU), (100, torch.device("meta"))])
