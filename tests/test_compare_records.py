@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from records_by_hand import changed_record
 
-from experiments import cli, compare
+from experiments import cli, compare, side_by_side
 
 SMALL = ["task.n=2", "quality.n=0"]
 FIA = [
@@ -111,3 +111,31 @@ def test_a_multirun_names_what_it_cannot_compare(made):
     (line,) = compare.against_first([one, other])
     assert re.match(r"No differences: .* have other classes prompts", line)
     assert compare.against_first([one, one]) == compare.against_first([one, made("method=none")]) == []
+
+
+def test_methods_side_by_side_are_the_stored_pictures(call, made, capsys: pytest.CaptureFixture, monkeypatch):
+    """Pictures of a run with two a class stand in the columns; records of other prompts are refused."""
+    one, other, few = made("method.r2=0.3"), made("method.r2=0.05"), made("method.r2=0.3", "task.split=tuning")
+    shown = {}
+    monkeypatch.setattr(side_by_side, "method_grid", lambda columns, forget, caption: shown.update(columns) or caption)
+    monkeypatch.setattr(side_by_side, "save_png", lambda sheet, path: path)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        shown.clear()
+        own = ["--config-dir", str(call.own), "--out", str(call.work / "new.png")]
+        code = side_by_side.main([*map(str, arguments), *own])
+        return code, capsys.readouterr().err
+
+    assert run(one, other) == (cli.DONE, "")
+    assert list(shown) == ["unedited", "fia", "fia 2"]
+    assert all(len(column) == len(shown["unedited"]) > 1 for column in shown.values())
+    first = {name: column["tench"].copy() for name, column in shown.items()}
+    assert (first["unedited"] != first["fia"]).any() and (first["fia"] != first["fia 2"]).any()
+    assert run(one, "--number", "1")[0] == cli.DONE and (shown["unedited"]["tench"] != first["unedited"]).any()
+    for arguments, message in (
+        ((one, "--number", "2"), "tench has 2 pictures"),
+        ((one, few), "are of other prompts, noise or models"),
+        ((one, "--store", str(call.work / "nowhere")), "nowhere"),
+    ):
+        code, err = run(*arguments)
+        assert code == cli.BAD_INPUT and message in err and err.count("\n") == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.grid import CELL, GAP, picture_grid, save_png
+from experiments.grid import CELL, GAP, method_grid, picture_grid, save_png
 
 
 def flat(colour: tuple[int, int, int], size: int = 64) -> np.ndarray:
@@ -50,6 +50,18 @@ def test_pictures_that_are_not_square_keep_their_shape():
 def test_different_classes_are_refused():
     with pytest.raises(ValueError, match="same classes"):
         picture_grid({"a": [flat(RED)]}, {"b": [flat(RED)]}, [], caption="")
+
+
+def test_methods_stand_side_by_side_in_their_order():
+    columns = {
+        "unedited": {"church": flat(RED), "tench": flat(GREEN)},
+        "fia": {"tench": flat(YELLOW), "church": flat(BLUE)},
+    }
+    sheet = method_grid(columns, ["tench"], caption="the tiny world")
+    rows = [26 + i * (CELL + GAP) + CELL - 3 for i in range(2)]
+    assert [colours(sheet, y) for y in rows] == [[GREEN, YELLOW], [RED, BLUE]]
+    with pytest.raises(ValueError, match="same classes"):
+        method_grid(columns | {"uce": {"tench": flat(RED)}}, ["tench"], caption="")
 
 
 def test_the_file_is_a_png(tmp_path: Path):
