@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from .records import find, flat, read_records
 from .search import DEFAULTS, KEEPING, SEARCHED, TEST, TUNING
 from .tables import notes, require_one_n
 
+# What says how much is kept, by the first of these that a task has.
+KEPT = {"preserve_accuracy": "preserve accuracy %", "clip": "CLIP score of other prompts"}
 FAMILIES = ("forget_accuracy", "preserve_accuracy", "overall_score", "clip", "fid", "kid")
 COST = ["seconds to edit", "UNet samples", "peak memory GB"]
 COST_NOTE = (
@@ -137,11 +140,9 @@ def plot(tuning: Mapping[str, list[front.Point]], path: Path) -> Path:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5.5), dpi=150)
-    colours = pyplot.get_cmap("tab20").colors
-    markers = "os^vD<>pXP*h8"
-    for number, (method, found) in enumerate(sorted(tuning.items())):
+    for method, style in _styles(tuning).items():
+        found = tuning[method]
         line = front.front(found)
-        style = {"color": colours[2 * number % 20 + number // 10], "marker": markers[number % len(markers)]}
         axes.plot(
             [100 * p.forget for p in line], [100 * p.preserve for p in line], label=method, markersize=5,
             linewidth=1, drawstyle="steps-post", **style,
@@ -157,6 +158,58 @@ def plot(tuning: Mapping[str, list[front.Point]], path: Path) -> Path:
     axes.set_title(f"{record['task']}, {record['split']} split\n{record['note']}", fontsize=9)
     axes.legend(fontsize=8, loc="lower right")
     return render.save_chart(figure, path)
+
+
+def plot_tested(by_task: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]], path: Path) -> Path:
+    """Every method at its searched setting on the test split as a PNG, one panel a task: what is left of the concepts
+    against what is kept, by classes or, in a task that keeps none, by the CLIP score; bars are 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(by_task), figsize=(7 * len(by_task), 5.5), dpi=150, squeeze=False)
+    styles = _styles({record["method"] for rows in by_task.values() for _, record in rows})
+    for axes, (task, rows) in zip(panels[0], by_task.items(), strict=True):
+        found = [record for role, record in rows if role == SEARCHED]
+        if not found:
+            continue
+        kept = next(name for name in KEPT if values.pick_family(found[0]["metrics"], name) is not None)
+        axes.set_xlabel("forget accuracy % (lower is better)")
+        axes.set_ylabel(f"{KEPT[kept]} (higher is better)")
+        axes.set_title(f"{task}, {found[0]['split']} split\n{found[0]['note']}", fontsize=9)
+        shown = {"unedited": ({"color": "black", "marker": "*"}, found[0]["unedited"])}
+        shown |= {record["method"]: (styles[record["method"]], record["metrics"]) for record in found}
+        for label, (style, metrics) in shown.items():
+            ends = [values.pick_family(metrics, name) for name in ("forget_accuracy", kept)]
+            (x, left, right), (y, down, up) = (_ends(metric) for metric in ends)
+            axes.errorbar(x, y, [[y - down], [up - y]], [[x - left], [right - x]], label=label, elinewidth=0.8, **style)
+        axes.legend(fontsize=8)
+    return render.save_chart(figure, path)
+
+
+def pictures(folder: Path) -> dict[str, Callable[[Path], Path]]:
+    """What a search allows to draw, by the end of the file's name: the fronts, and `_test` for the test split."""
+    tuning, by_task = tuned(folder), tested(folder)
+    fronts = {"": partial(plot, tuning)} if tuning else {}
+    return fronts | ({"_test": partial(plot_tested, by_task)} if by_task else {})
+
+
+def _ends(metric: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Value and ends of the interval as they are shown."""
+    scale = 100 if values.family(metric["id"]).endswith("accuracy") else 1
+    return scale * metric["value"], scale * metric["low"], scale * metric["high"]
+
+
+def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A colour and a marker for every method."""
+    from matplotlib import pyplot
+
+    colours, markers = pyplot.get_cmap("tab20").colors, "os^vD<>pXP*h8"
+    return {
+        method: {"color": colours[2 * number % 20 + number // 10], "marker": markers[number % len(markers)]}
+        for number, method in enumerate(sorted(methods))
+    }
 
 
 def markdown(folder: Path) -> str:
@@ -181,15 +234,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; with --out also write NAME.md and NAME.png."""
     parser = argparse.ArgumentParser(prog="python -m experiments.methods", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, help="write NAME.md, and the fronts as NAME.png")
+    parser.add_argument("--out", type=Path, help="write NAME.md, NAME.png (the fronts) and NAME_test.png")
     options = parser.parse_args(argv)
     try:
         text = markdown(options.folder)
         print(text, end="")
         if options.out is not None:
             write_atomic(options.out.with_suffix(".md"), text.encode())
-            if tuning := tuned(options.folder):
-                plot(tuning, options.out.with_suffix(".png"))
+            for end, draw in pictures(options.folder).items():
+                draw(options.out.with_name(f"{options.out.stem}{end}.png"))
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -4,7 +4,8 @@ Records are those of an experiment's own runs and those under results/records. W
 
     EXPERIMENT.md          its table; not of a published one that ran on another model only, such as the tiny world
     EXPERIMENT.md, .png    of a sweep over one method's own values the front; of a figure its notes and the drawing
-    FOLDER.md, .png        of a folder with a search the comparison of its methods; of any other folder the plain tables
+    FOLDER.md, .png        of a folder with a search the comparison of its methods, and FOLDER_test.png; of any other
+                           folder the plain tables
     FOLDER_stages.md       what came back, of a folder with records of schedule=sequential
     records.md             the single records
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Page:
-    """A Markdown file, and what draws the picture beside it into a path; None without one."""
+    """A Markdown file, and what draws the pictures beside it: by the end of their names, a function of their path."""
 
     text: str
-    draw: Callable[[Path], Path] | None = None
+    pictures: Mapping[str, Callable[[Path], Path]] = field(default_factory=dict)
 
 
 def pages() -> dict[str, Page]:
@@ -66,7 +67,7 @@ def of_experiment(name: str, records: Sequence[Record]) -> Page | None:
     if paper is None:
         if records and experiment.sweep and all(key.startswith("method.") for key in experiment.sweep):
             found, tuning = front.sweeps(records)
-            return Page(front.markdown(found, tuning), partial(front.plot, found))
+            return Page(front.markdown(found, tuning), {"": partial(front.plot, found)})
         return Page(tables.of_experiment(name, records, "md")) if records else None
     own = [record for record in records if record["task"] == experiment.config["task"]["name"]]
     if not any(paper.model in ("", record["model"]) for record in own):
@@ -75,13 +76,13 @@ def of_experiment(name: str, records: Sequence[Record]) -> Page | None:
     if not paper.x:
         return Page(text)
     figure = figures.figure_of(name, own)
-    return Page("\n".join([text, *(f"{note}  " for note in figure.notes)]) + "\n", partial(figures.draw, figure))
+    notes = "\n".join([text, *(f"{note}  " for note in figure.notes)]) + "\n"
+    return Page(notes, {"": partial(figures.draw, figure)})
 
 
 def of_search(folder: Path) -> Page:
     """The methods of a search side by side, and their fronts where it was tuned."""
-    tuning = methods.tuned(folder)
-    return Page(methods.markdown(folder), partial(methods.plot, tuning) if tuning else None)
+    return Page(methods.markdown(folder), methods.pictures(folder))
 
 
 def of_stages(records: Iterable[Record]) -> str:
@@ -103,8 +104,7 @@ def write(folder: Path) -> list[Path]:
         path = folder / f"{name}.md"
         write_atomic(path, page.text.encode())
         written.append(path)
-        if page.draw is not None:
-            written.append(page.draw(path.with_suffix(".png")))
+        written += [draw(folder / f"{name}{end}.png") for end, draw in page.pictures.items()]
     return written
 
 

@@ -578,7 +578,11 @@ def test_every_id_that_is_compared_is_one_that_the_experiment_measures(name: str
     if not ids:
         assert experiment.config["edit_only"]
         return
-    key = json.dumps({part: experiment.config[part] for part in ("task", "suite", "quality", "model")})
+    # With photos, which decide what some experiments measure.
+    config = catalogue.load(
+        name, *(["suite.photos=photos"] if experiment.config["suite"]["name"] == "sd" else [])
+    ).config
+    key = json.dumps({part: config[part] for part in ("task", "suite", "quality", "model")})
     if key not in MEASURED:
         MEASURED[key] = ids_of(name, no_judge_looks)
     assert {re.sub(r"n[0-9]{2,}$", "nN", id) for id in ids} <= MEASURED[key]
@@ -736,7 +740,7 @@ def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path,
     there = {path.stem: path.read_text(encoding="utf-8") for path in (results / "tables").glob("*.md")}
     stale = sorted(name for name in {*texts, *there} if texts.get(name) != there.get(name))
     assert not stale, f"results/tables is not what results/records say of {', '.join(stale)}: make tables"
-    drawn = {name for name, page in pages.items() if page.draw is not None}
+    drawn = {f"{name}{end}" for name, page in pages.items() for end in page.pictures}
     assert {path.stem for path in (results / "tables").glob("*.png")} == drawn, "make tables"
 
 

@@ -107,7 +107,8 @@ def test_all_methods_stand_in_one_table(found: Path, tmp_path: Path, capsys: pyt
     # Three repeats have a deviation, and unedited pictures of their own.
     assert "±" in next(line for line in lines if line.startswith("| scapre_scale | defaults"))
     assert sum(line.startswith("| unedited |") for line in lines) == 2
-    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("table.png", "table_test.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
 def test_bad_input_is_one_line(tmp_path: Path, place: Path, capsys: pytest.CaptureFixture):
