@@ -2,7 +2,8 @@
 
     denoising     bare denoising of the base prompts and of all concepts' prompts: same batches, sampler and steps
     statistics    the same with FIA's statistics and thresholds (Eq. 1-3): one pass for the concepts
-    products      only the products X^T Y that the exact cosine factor needs, at the layers' shapes and with their calls
+    products      only the products X^T Y that the exact cosine factor needs, at the layers' shapes and calls;
+                  and Y = X W^T, where the layer rounds it to fewer digits than the statistics want
     thresholds    Eq. 3's top r1 of every layer once, by selection; and `sorts`, by sorting
     selection     Eq. 4-6: the mask of one concept from what is kept of it
 
@@ -80,17 +81,19 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -
 
     shapes = inputs(model, jobs[0])
     halves = 2 if method.halves == "both" else 1
+    exact = DTYPES[method.saliency_dtype]
     random = {
-        name: [torch.randn(halves, shape[0], shape[1], n, device=model.device, dtype=model.dtype) for n in shape[2:]]
+        name: [torch.randn(halves, shape[0], shape[1], n, device=model.device, dtype=exact) for n in shape[2:]]
         for name, shape in shapes.items()
     }
+    again = {name: layer.weight.to(exact) for name, layer in layers.items() if layer.weight.dtype != exact}
     calls = method.steps * sum(
         math.ceil(len(prompts) / method.chunk) for prompts in (jobs[0].base, *(job.prompts for job in jobs))
     )
 
     def products() -> None:
-        for x, y in random.values():
-            products_of(y.to(DTYPES[method.saliency_dtype]), x.to(DTYPES[method.saliency_dtype]))
+        for name, (x, y) in random.items():
+            products_of(x @ again[name].mT if name in again else y, x)
 
     def thresholds(find: Callable[[torch.Tensor, int], Any]) -> Callable[[], None]:
         def run() -> None:

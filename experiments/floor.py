@@ -56,20 +56,25 @@ class Floor:
     def weights(self) -> int:
         return sum(rows * columns for _, rows, columns in self.layers.values())
 
-    def share(self, halves: int) -> float:
-        """Arithmetic of the exact term in parts of the UNet call's, for one or both guidance halves."""
-        return halves * self.product / self.unet
+    def share(self, halves: int, again: bool = False) -> float:
+        """Arithmetic of the exact term in parts of the UNet call's, for one or both guidance halves.
+
+        Args:
+            again: Y is computed once more, because the layer rounds it to fewer digits than the statistics want.
+        """
+        return (1 + again) * halves * self.product / self.unet
 
     def traffic(self, halves: int, chunk: int, element: int) -> tuple[int, int]:
         """Bytes a prompt and step: the least, and those of one tensor operation after the other (statistics.py).
 
         At least, X and Y are read once more and the running sum is read and written once a chunk of prompts. One
         operation after the other also writes the product (and adds the other half to it), takes its absolute value,
-        writes the divisor, and reads both to add their quotient to the sum.
+        writes the divisor, divides by it and sums the quotients up over the prompts of the chunk, whose sum is written
+        and added to the running one. The spread of the base prompts takes more.
         """
         read = halves * element * sum(tokens * (rows + columns) for tokens, rows, columns in self.layers.values())
-        passes = 1 + 2 * (halves - 1) + 2 + 1 + 4
-        return read + 8 * self.weights // chunk, read + 4 * passes * self.weights
+        passes = 1 + 2 * (halves - 1) + 2 + 1 + 3 + 1
+        return read + 8 * self.weights // chunk, read + 4 * passes * self.weights + 16 * self.weights // chunk
 
     @property
     def moments(self) -> int:
@@ -251,13 +256,20 @@ def floors() -> dict[str, Floor]:
 def table(found: Mapping[str, Floor], chunk: int = 8) -> str:
     """The floors as Markdown: arithmetic and traffic of the exact term, and memory."""
     header = [
-        *("model", "UNet, TFLOP a guided prompt", "X^T Y, cond", "both", "least traffic, MB a prompt (both)"),
+        *(
+            "model",
+            "UNet, TFLOP a guided prompt",
+            "X^T Y, cond",
+            "both",
+            "both, with Y again",
+            "least traffic, MB a prompt (both)",
+        ),
         *("one operation after the other", "moments, MB", "a concept, MB", "each further r1, MB"),
     ]
     rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     for name, own in found.items():
         least, plain = own.traffic(2, chunk, 4 if name == "tiny" else 2)
-        numbers = [f"{own.unet / 1e12:.4g}", f"{own.share(1):.1%}", f"{own.share(2):.1%}"]
+        numbers = [f"{own.unet / 1e12:.4g}", *(f"{own.share(*how):.1%}" for how in ((1,), (2,), (2, True)))]
         sizes = [least, plain, own.moments, own.state(), own.state(2) - own.state()]
         rows.append([name, *numbers, *(f"{size / 1e6:,.1f}" for size in sizes)])
     return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)

@@ -6,12 +6,18 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from experiments import bench, bench_released, floor
+from fia.fia import FIA
+from fia.masks import MaskSet
 from fia.saliency import LARGEST_GROUP
+from harness.masks import pack
+from harness.task import Concept
 
 SMALL = [
     "model=folder", "device=cpu", "sampler=ddim20", "sampler.steps=2", "task.concepts=[tench,church]", "task.keep=[]",
@@ -49,7 +55,7 @@ def test_the_floor_of_the_exact_term_follows_from_the_shapes():
     tokens = {320: 64 * 64, 640: 32 * 32, 1280: 16 * 16}
     expected = sum(2 * tokens[c] * c * 4 * c * 5 for c in tokens) + 2 * 8 * 8 * 1280 * 5120  # five a width; the middle
     assert own.product == expected and own.weights == 49_561_600
-    assert own.share(2) == 2 * own.share(1) == pytest.approx(0.064, abs=0.001)
+    assert own.share(2) == 2 * own.share(1) == own.share(1, again=True) == pytest.approx(0.064, abs=0.001)
     least, plain = own.traffic(2, chunk=8, element=2)
     assert least < plain and own.state() <= 250e6 and own.state(3) - own.state() == 2 * own.weights
     small = floor.tiny()
@@ -124,16 +130,19 @@ def test_the_released_program_is_run_beside_ours_and_masks_are_compared(settings
     # The stand-in's masks are none of FIA's: that is a failure, and is said.
     assert bench.main([*options, *own]) == 1
     out, err = capsys.readouterr()
-    assert "weights differ that are at no tie" in err
+    assert "weights differ that are at no tie, and" in err and "of the fused masks where no single mask" in err
     assert sys.modules["fia.fia"] is before and not hasattr(sys.modules.get("fia.utils"), "seen")
     path = tmp_path / "results" / "bench" / "released-folder-cpu.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     # Two concepts with two pairs, three guided calls (PNDM); ours makes the base prompts once, and two of the calls.
-    assert result["unet_samples"] == {"released": 2 * 4 * 3 * 2, "ours": 3 * 2 * 2 * 2}
-    assert len(result["rounds"]) == 2 and all(one["ours"] > 0 and one["released"] > 0 for one in result["rounds"])
+    assert result["unet_samples"] == {"released": 2 * 4 * 3 * 2, "ours": 3 * 2 * 2 * 2, "denoising": 3 * 2 * 2 * 2}
+    assert len(result["rounds"]) == 2 and all(min(one.values()) > 0 for one in result["rounds"])
+    limits = [one["released"] / one["denoising"] for one in result["rounds"]]
+    assert result["medians"]["ratio_at_most"] == pytest.approx(statistics.median(limits))
     ratios = [one["released"] / one["ours"] for one in result["rounds"]]
     assert result["medians"]["ratio"] == pytest.approx(statistics.median(ratios))
     assert result["dtype"] == "float32" and result["differing_without_a_tie"] > 0
+    assert result["pruned_differing_without_a_tie"] > 0 and result["pruned_released"] > 0
     assert path.with_suffix(".md").read_text(encoding="utf-8") in out
 
 
@@ -141,9 +150,26 @@ def test_ties_are_told_from_differences():
     scores = np.array([[0.9, 0.5, 0.5, 0.1], [0.8, 0.2, 0.1, 0.0]])
     ours = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], dtype=bool)
     theirs = np.array([[1, 0, 1, 0], [1, 0, 0, 0]], dtype=bool)  # the other of two equal scores
-    assert bench_released.differing(scores, ours, theirs, 0.5) == (2, 0)
+    differ, far = bench_released.differing(scores, ours, theirs, 0.5)
+    assert np.argwhere(differ).tolist() == [[0, 1], [0, 2]] and not far.any()
     theirs[1, 0] = False
-    assert bench_released.differing(scores, ours, theirs, 0.5) == (3, 1)
+    differ, far = bench_released.differing(scores, ours, theirs, 0.5)
+    assert differ.sum() == 3 and np.argwhere(far).tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("fused", "wrong"),
+    [([[1, 1, 0, 0]], 0), ([[1, 0, 1, 0]], 0), ([[1, 1, 0, 1]], 1), ([[0, 1, 0, 0]], 1)],
+)
+def test_fused_masks_may_differ_only_where_a_single_one_does_at_a_tie(fused, wrong):
+    """One concept of one layer, whose two middle scores are equal; the release takes the other of them."""
+    method, job = FIA(r2=0.5, alpha=1.0, steps=1), SimpleNamespace(concept=Concept("tench", "object"), prompts=("p",))
+    kept = {("p",): {"strength/a": torch.tensor([[0.9, 0.5, 0.5, 0.1]]), "count/a": torch.zeros(1, 4)}}
+    masks = MaskSet({job.concept: pack({"a": torch.tensor([[True, True, False, False]])})})
+    theirs = [[torch.tensor([[True, False, True, False]])]]
+    found = bench_released.compare(method, [job], kept, masks, theirs, [torch.tensor(fused, dtype=torch.bool)])
+    assert (found["selected"], found["differing"], found["differing_without_a_tie"]) == (2, 2, 0)
+    assert found["pruned_differing_without_a_tie"] == wrong and found["pruned"] == 2
 
 
 @pytest.mark.parametrize(
