@@ -4,6 +4,7 @@
     python -m experiments.bench --rounds 5 --parts pictures model=sd15          settings as for run.py
     python -m experiments.bench --random device=cuda                 SD 1.5's shapes with random weights
     python -m experiments.bench --parts released --released DIR      FIA beside its authors' program
+    python -m experiments.bench --parts masks,pictures --profile     also which operations take the time (operations.py)
 
     pictures   whole pictures in batches, packed and stored, beside stock diffusers with one picture a call
                (bench_pictures.py)
@@ -17,7 +18,9 @@
                that folder is named
 
 What is compared takes turns within one process, round after round, so that a machine that slows down slows all of it.
-Every round with the hardware is written to results/bench/PART-MODEL-DEVICE.json, the medians as a table beside it.
+Every round with versions and hardware is written to results/bench/PART-MODEL-DEVICE.json, the medians as a table beside
+it. Both are overwritten by the next measurement of their name; what docs/performance.md quotes is copied to
+results/bench_kept/, which git keeps.
 """
 
 from __future__ import annotations
@@ -46,12 +49,15 @@ USUAL = ("pictures", "judges", "startup", "closed", "masks", "stored")
 # Judges of published models want pictures that mean something, and weights of their own.
 OF_RANDOM_WEIGHTS = ("pictures", "closed", "masks")
 PARTS = (*USUAL, "released")
+PROFILED = ("masks", "pictures")
+VERSIONS = ("python", "torch", "diffusers", "transformers", "numpy")
 
 
-def run(name: str, settings: Sequence[str], rounds: int, **more: Any) -> tuple[Path, str]:
+def run(name: str, settings: Sequence[str], rounds: int, profile: bool = False, **more: Any) -> tuple[Path, str]:
     """Measure one part, write its JSON and its table, print the table.
 
     Args:
+        profile: also see which operations take its time, of the parts that PROFILED names.
         more: what the part's `measure` takes besides.
 
     Returns:
@@ -65,7 +71,13 @@ def run(name: str, settings: Sequence[str], rounds: int, **more: Any) -> tuple[P
         cfg = compose("config", overrides=[*getattr(part, "DEFAULTS", ()), *settings, *part.SETTINGS])
     result = {**part.measure(cfg, settings, rounds, **more), "environment": environment()}
     path = RESULTS / f"{name}-{result['model']}-{result['device'].replace(':', '')}.json"
-    table = "\n".join([heading(result), "", "| what | value |", "| --- | ---: |", *part.rows(result), ""])
+    rows = part.rows(result)
+    if profile:
+        from . import operations
+
+        result["operations"] = operations.of_part(name, cfg, **more)
+        rows += operations.rows(result["operations"])
+    table = "\n".join([heading(result), "", "| what | value |", "| --- | ---: |", *rows, "", versions(result), ""])
     write_atomic(path, (json.dumps(result, indent=1) + "\n").encode())
     write_atomic(path.with_suffix(".md"), table.encode())
     print(table)
@@ -80,6 +92,13 @@ def heading(result: dict) -> str:
         f"{result['words']}, {result['dtype']} on {result['device']} ({where}, {hardware['threads']} threads); medians "
         f"of {len(result['rounds'])} rounds"
     )
+
+
+def versions(result: dict) -> str:
+    """The commit and the libraries that a speed depends on, in one line; the JSON has all."""
+    known, code = result["environment"]["versions"], result["environment"]["code"]
+    commit = f"commit {code['commit'][:12]}{', changed since' if code['dirty'] else ''}" if code["commit"] else ""
+    return "; ".join(filter(None, [", ".join(f"{name} {known[name]}" for name in VERSIONS), commit]))
 
 
 def _module(name: str) -> ModuleType:
@@ -106,6 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--released", type=Path, metavar="DIR", help="a clone of FIA's released program")
     parser.add_argument("--steps", type=int, default=2, help="masks: UNet calls of every walk; default: %(default)s")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help=f"{', '.join(PROFILED)}: which operations take the time, by one more pass",
+    )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="as for run.py")
     options = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -120,7 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--parts {name}: there are {', '.join(PARTS)}")
         if "released" in names and options.released is None:
             raise ValueError("--parts released: say --released DIR, a clone of FIA's released program")
-        more = {"masks": {"steps": options.steps}, "released": {"folder": options.released}}
+        if options.profile and not set(names) & set(PROFILED):
+            raise ValueError(f"--profile: there is nothing to profile in {','.join(names)}; say --parts {PROFILED[0]}")
+        profile = {"profile": True} if options.profile else {}
+        more: dict[str, dict[str, Any]] = {
+            "masks": {"steps": options.steps, **profile},
+            "pictures": profile,
+            "released": {"folder": options.released},
+        }
         done = []
         with contextlib.ExitStack() as models:
             random = functools.cache(lambda size: models.enter_context(random_model(size)))

@@ -61,20 +61,6 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -
     layers = model.layers(method.kind)
     kept: dict[Any, dict[str, torch.Tensor]] = {}
 
-    def denoising() -> None:
-        for prompts in (jobs[0].base, *(job.prompts for job in jobs)):
-            for start in range(0, len(prompts), method.chunk):
-                few = prompts[start : start + method.chunk]
-                model.denoise(
-                    model.encode(few),
-                    model.latents([jobs[0].how.seed] * len(few), *jobs[0].how.size),
-                    method.sampler,
-                    method.sampler.guidance,
-                    size=jobs[0].how.size,
-                    stop_after=method.steps,
-                    both_halves=True,
-                )
-
     def with_statistics() -> None:
         kept.clear()
         kept.update(run_statistics(model, jobs))
@@ -104,7 +90,7 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -
         return run
 
     work = {
-        "denoising": denoising,
+        "denoising": lambda: denoising(model, jobs),
         "statistics": with_statistics,
         "products": products,
         "thresholds": thresholds(kth_largest),
@@ -142,6 +128,17 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -
         "rounds": found,
         "medians": medians(found, calls, samples, len(concepts), len(layers), method.steps),
     }
+
+
+def denoising(model: DiffusionModel, jobs: Sequence[Job]) -> None:
+    """The UNet calls of our calibration, in its batches, with nothing read off them."""
+    how = jobs[0].how
+    for prompts in (jobs[0].base, *(job.prompts for job in jobs)):
+        for start in range(0, len(prompts), how.chunk):
+            few = prompts[start : start + how.chunk]
+            noise = model.latents([how.seed] * len(few), *how.size)
+            options = {"size": how.size, "stop_after": how.steps, "both_halves": True}
+            model.denoise(model.encode(few), noise, how.sampler, how.sampler.guidance, **options)
 
 
 def inputs(model: DiffusionModel, job: Job) -> dict[str, tuple[int, int, int, int]]:

@@ -50,29 +50,18 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, 
     parts = setup(cfg)
     model = parts.model()
     pipe = _stock(parts, model)
-    texts = list(dict.fromkeys(row.prompt for prompts in parts.task.sets.values() for row in prompts))
-    count = BATCHES * parts.batch_size
     found: list[dict[str, float]] = []
     difference = 0
     samples = 2 * parts.batch_size
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         for number in range(rounds + 1):
-            rows = tuple(
-                Row(
-                    str(n),
-                    texts[n % len(texts)],
-                    seed=number * count + n,
-                    width=parts.model.size,
-                    height=parts.model.size,
-                )
-                for n in range(count)
-            )
-            prompts = PromptSet("bench", rows, sexual_context=parts.task.kind == "explicit")
+            prompts = asked(parts, number)
+            rows = prompts.rows
             seconds = {}
             meter = Meter(model, parts.device)
             images = generate(model, None, prompts, parts.sampler, store, batch_size=parts.batch_size, progress=False)
-            seconds["ours"] = meter.read().seconds / count
+            seconds["ours"] = meter.read().seconds / len(rows)
             meter = Meter(model, parts.device)
             pictures = [_stock_picture(pipe, model, parts, row, Path(folder)) for row in rows[:STOCK]]
             seconds["stock"] = meter.read().seconds / STOCK
@@ -104,6 +93,14 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, 
         "rounds": found,
         "medians": medians(found, flop),
     }
+
+
+def asked(parts: Setup, number: int) -> PromptSet:
+    """The prompts of a round, BATCHES batches of them, with noise of its own."""
+    texts = list(dict.fromkeys(row.prompt for prompts in parts.task.sets.values() for row in prompts))
+    count, size = BATCHES * parts.batch_size, parts.model.size
+    rows = tuple(Row(str(n), texts[n % len(texts)], number * count + n, width=size, height=size) for n in range(count))
+    return PromptSet("bench", rows, sexual_context=parts.task.kind == "explicit")
 
 
 def medians(found: Sequence[Mapping[str, float]], flop: float) -> dict[str, float]:

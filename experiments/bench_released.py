@@ -12,10 +12,13 @@ The folder is the user's own clone; nothing of it is kept here. Its functions ru
 * prompts: our pairs, which for objects are those that the release builds, `method.num_pairs` of them.
 * the configuration file: the same values, taken from ours; its r2 exceptions come as each concept's own r2.
 
-Ours runs the preset `fia_release` with the release's sampler, steps and seed. Masks are compared entry by entry: an
-entry may differ only at a tie, where its score lies within float tolerance of a threshold. That holds in float32, the
-part's default; in `dtype=float16`, which the release runs in, what a kernel rounds away depends on the batch, and
-differences are counted and not judged.
+Ours runs the preset `fia_release` with the release's sampler, steps and seed. Beside both stands our denoising of the
+same prompts with nothing read off it, which no statistics can do without: the most that the ratio could be.
+
+Masks are compared entry by entry. In a single concept's mask an entry may differ only at a tie, where its score lies
+within float tolerance of a threshold; in the fused mask only where a single one does. That holds in float32, the part's
+default; in `dtype=float16`, which the release runs in, what a kernel rounds away depends on the batch, and differences
+are counted and not judged.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import importlib
 import logging
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,12 +39,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from fia.fia import FIA
+from fia.masks import MaskSet
 from fia.neurons import budget, score
 from fia.saliency import Job
 from harness.masks import unpack
 from harness.method import Meter
 from harness.model import DiffusionModel
 
+from .bench_masks import denoising
 from .search import NO_PRESET
 from .setup import setup
 
@@ -114,25 +120,71 @@ def run_released(
     return masks, modules["mask_fusion"].fuse_masks(masks, method.alpha)[0]
 
 
-def differing(scores: np.ndarray, ours: np.ndarray, theirs: np.ndarray, r2: float) -> tuple[int, int]:
-    """Entries in which two masks of a layer differ, and how many of these are no ties at a threshold of Eq. 4-5."""
+def differing(scores: np.ndarray, ours: np.ndarray, theirs: np.ndarray, r2: float) -> tuple[np.ndarray, np.ndarray]:
+    """Where two masks of a layer differ, and where they do although the score is at no threshold of Eq. 4-5.
+
+    Args:
+        scores: Eq. 3's [Cout, Cin].
+        ours, theirs: bool [Cout, Cin].
+
+    Returns:
+        Two of bool [Cout, Cin].
+    """
     rows, columns = scores.shape
     by_row = np.sort(scores, axis=1)[:, ::-1][:, budget(r2, columns) - 1]
     by_layer = np.sort(scores.ravel())[::-1][budget(r2, rows * columns) - 1]
-    places = np.argwhere(ours != theirs)
-    far = [min(abs(scores[i, j] - by_row[i]), abs(scores[i, j] - by_layer)) > TIE * scores.max() for i, j in places]
-    return len(places), int(sum(far))
+    distance = np.minimum(abs(scores - by_row[:, None]), abs(scores - by_layer))
+    differ = ours != theirs
+    return differ, differ & (distance > TIE * scores.max())
+
+
+def compare(
+    method: FIA,
+    jobs: Sequence[Job],
+    kept: Mapping[tuple[str, ...], Mapping[str, Tensor]],
+    masks: MaskSet,
+    theirs: Sequence[Sequence[Tensor]],
+    fused: Sequence[Tensor],
+) -> dict[str, int]:
+    """Count where the masks of both programs differ, of single concepts and fused.
+
+    Args:
+        kept: our saliency, by a concept's prompts.
+        theirs: the release's masks of every job, a list of layers each in sorted order of their names.
+        fused: the release's fused masks.
+
+    Returns:
+        `selected` weights of our single masks, `differing` ones, and `differing_without_a_tie`; `pruned` weights of our
+        fused masks, `pruned_released` of theirs, `pruned_differing`, and `pruned_differing_without_a_tie`, where no
+        single mask differs at a tie.
+    """
+    found: Counter[str] = Counter()
+    at_ties: dict[str, np.ndarray] = {}
+    for job, their_mask in zip(jobs, theirs, strict=True):
+        mask, tensors = unpack(masks.masks[job.concept]), kept[job.prompts]
+        for (name, layer), their_layer in zip(mask.items(), their_mask, strict=True):
+            frequency = tensors[f"count/{name}"].float() / method.steps
+            scores = score(tensors[f"strength/{name}"], frequency, strength_normalise=True).numpy()
+            differ, far = differing(scores, layer.numpy(), their_layer.cpu().numpy(), method.r2_of(job.concept))
+            at_ties[name] = at_ties.get(name, False) | (differ & ~far)
+            found.update(selected=int(layer.sum()), differing=differ.sum(), differing_without_a_tie=far.sum())
+    _, own = masks.fuse([job.concept for job in jobs], alpha=method.alpha)
+    for name, their_layer in zip(sorted(own), fused, strict=True):
+        ours, released = own[name].prune.numpy(), their_layer.cpu().numpy()
+        differ = ours != released
+        found.update(pruned=ours.sum(), pruned_released=released.sum(), pruned_differing=differ.sum())
+        found.update(pruned_differing_without_a_tie=(differ & ~at_ties[name]).sum())
+    return {name: int(count) for name, count in found.items()}
 
 
 def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, folder: Path) -> dict[str, Any]:
-    """Run both programs in turn and compare their masks.
+    """Run both programs and our bare denoising in turn, and compare the masks.
 
     Args:
         folder: a clone of the release.
 
     Returns:
-        JSON values: what was run, `rounds` (seconds), `medians`, `unet_samples`, and how many of the `selected` weights
-        are `differing`, with and without a tie.
+        JSON values: what was run, `rounds` (seconds), `medians`, `unet_samples`, and what `compare` counts.
 
     Raises:
         ValueError: the folder is no clone of the release, or the method is not the release's.
@@ -168,19 +220,16 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, folder: Path)
             model._features.clear()  # every round encodes its prompts, as the release does
             before, meter = unet_calls[0], Meter(model, parts.device)
             masks = method.masks(model, concepts, parts.config["seed"], stage)
-            _, own = masks.fuse(concepts, alpha=method.alpha)
+            masks.fuse(concepts, alpha=method.alpha)
             seconds["ours"], calls["ours"] = meter.read().seconds, unet_calls[0] - before
+            before, meter = unet_calls[0], Meter(model, parts.device)
+            denoising(model, jobs)
+            seconds["denoising"], calls["denoising"] = meter.read().seconds, unet_calls[0] - before
             found.append(seconds)
             log.info("round %d of %d", number + 1, rounds)
-    differ = no_ties = selected = 0
-    for job, their_mask in zip(jobs, theirs, strict=True):
-        mask, tensors = unpack(masks.masks[job.concept]), kept[job.prompts]
-        for name, their_layer in zip(sorted(mask), their_mask, strict=True):
-            frequency = tensors[f"count/{name}"].float() / method.steps
-            scores = score(tensors[f"strength/{name}"], frequency, strength_normalise=True).numpy()
-            here, far = differing(scores, mask[name].numpy(), their_layer.cpu().numpy(), method.r2_of(job.concept))
-            differ, no_ties, selected = differ + here, no_ties + far, selected + int(mask[name].sum())
-    rounded = model.dtype != torch.float32
+    compared = compare(method, jobs, kept, masks, theirs, fused)
+    no_ties = {name: compared[f"{name}_without_a_tie"] for name in ("differing", "pruned_differing")}
+    judged = model.dtype == torch.float32
     return {
         "model": model.name,
         "words": f"FIA beside its released program, {model.words or model.name}, {len(concepts)} concepts, "
@@ -194,15 +243,16 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, folder: Path)
         "medians": {
             "released": statistics.median(one["released"] for one in found),
             "ours": statistics.median(one["ours"] for one in found),
+            "denoising": statistics.median(one["denoising"] for one in found),
             "ratio": statistics.median(one["released"] / one["ours"] for one in found),
+            "ratio_at_most": statistics.median(one["released"] / one["denoising"] for one in found),
         },
         "unet_samples": calls,
-        "selected": selected,
-        "differing": differ,
-        "differing_without_a_tie": no_ties,
-        "pruned": [int(own[name].prune.sum()) for name in sorted(own)],
-        "pruned_released": [int(layer.sum()) for layer in fused],
-        "wrong": f"{no_ties} weights differ that are at no tie" if no_ties and not rounded else "",
+        **compared,
+        "wrong": "{differing} weights differ that are at no tie, and {pruned_differing} of the fused masks where no "
+        "single mask differs at one".format(**no_ties)
+        if judged and any(no_ties.values())
+        else "",
     }
 
 
@@ -232,10 +282,15 @@ def rows(result: Mapping[str, Any]) -> list[str]:
     return [
         f"| released program, s | {own['released']:.1f} |",
         f"| ours, s | {own['ours']:.1f} |",
+        f"| our denoising of the same prompts alone, s | {own['denoising']:.1f} |",
         f"| ratio | {own['ratio']:.1f} |",
+        f"| the same to denoising alone: no ratio could be more | {own['ratio_at_most']:.1f} |",
         f"| UNet samples of the released program | {samples['released']:,} |",
         f"| UNet samples of ours | {samples['ours']:,} |",
         f"| selected weights | {result['selected']:,} |",
         f"| of them different | {result['differing']:,} |",
         f"| different at no tie | {result['differing_without_a_tie']:,} |",
+        f"| pruned weights after fusion | {result['pruned']:,} |",
+        f"| of them, or of the released program's, different | {result['pruned_differing']:,} |",
+        f"| different where no single mask is at a tie | {result['pruned_differing_without_a_tie']:,} |",
     ]

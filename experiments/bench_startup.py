@@ -18,10 +18,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from .setup import setup
+
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = ()
+# Of the configuration that says which device and dtype `auto` is; the commands have settings of their own.
+SETTINGS = ("edit_only=true",)
 
 
 def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -37,6 +40,7 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, 
 
 def timed(cfg: DictConfig, commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, Any]:
     """Time runs of run.py with these arguments in turn; the first round, which finds cold files, does not count."""
+    parts = setup(cfg)
     found: list[dict[str, float]] = []
     for number in range(rounds + 1):
         seconds = {name: _seconds(arguments) for name, arguments in commands.items()}
@@ -46,8 +50,8 @@ def timed(cfg: DictConfig, commands: Mapping[str, Sequence[str]], rounds: int) -
     return {
         "model": cfg.model.name,
         "words": f"{cfg.method.name} on {cfg.model.name}",
-        "device": str(cfg.device),
-        "dtype": str(cfg.dtype),
+        "device": str(parts.device),
+        "dtype": parts.config["dtype"],
         "rounds": found,
         "medians": {name: statistics.median(one[name] for one in found) for name in commands},
     }

@@ -11,11 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from .bench_startup import rows, timed
+from .bench_startup import SETTINGS, rows, timed
 
 __all__ = ["SETTINGS", "measure", "rows"]
-
-SETTINGS = ()
 
 
 def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def kth_largest(values: Tensor, k: int) -> Tensor:
 
 
 def _selected(values: np.ndarray, k: int) -> np.generic:
-    """The same on a processor, in a half to an eighth of topk's time.
+    """The same on a processor: a quarter of topk's time without zeros, an eighth with 60 % of them, a half with 90 %.
 
     numpy's selection is slow where most values are equal, such as zeros. So it gets only what lies above a value that
     every sixteenth entry suggests, and nothing where that value itself is the one.

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import toy_suite
 from hydra import compose, initialize_config_dir
 
-from experiments import bench, bench_closed, bench_startup, cli, random_weights
+from experiments import bench, bench_closed, bench_startup, bench_stored, cli, random_weights
 from experiments.setup import setup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,7 @@ def written(tmp_path: Path, name: str) -> dict[str, Any]:
 
 
 def test_pictures_are_those_of_stock_diffusers_and_both_are_timed(settings, tmp_path, capsys):
-    assert bench.main(["--rounds", "2", "--parts", "pictures", *settings]) == 0
+    assert bench.main(["--rounds", "2", "--parts", "pictures", "--profile", *settings]) == 0
     result = written(tmp_path, "pictures-folder-cpu.json")
     assert len(result["rounds"]) == 2 and all(value > 0 for one in result["rounds"] for value in one.values())
     ratios = [one["stock"] / one["ours"] for one in result["rounds"]]
@@ -50,6 +51,13 @@ def test_pictures_are_those_of_stock_diffusers_and_both_are_timed(settings, tmp_
     assert result["unet_gflop"] > 0 and result["environment"]["hardware"]["cores"] >= 1
     table = (tmp_path / "results" / "bench" / "pictures-folder-cpu.md").read_text(encoding="utf-8")
     assert "stock diffusers" in table and table in capsys.readouterr().out
+    assert f"torch {result['environment']['versions']['torch']}, diffusers" in table
+    # One more pass: two batches of guided pictures, two steps each.
+    shares = [one["share"] for one in result["operations"]]
+    assert len(shares) == 10 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+    assert all(one["calls"] >= 2 * 2 for one in result["operations"])
+    for one in result["operations"]:
+        assert f"| {one['name']}, share of all self time ({one['calls']:,} calls) |" in table
     assert not (tmp_path / "store").exists(), "measuring must not read or fill the store"
 
 
@@ -79,15 +87,40 @@ def test_startup_times_whole_processes(tmp_path, monkeypatch):
     assert bench.main(["--rounds", "2", "--parts", "startup", "device=cpu", "task.n=1"]) == 0
     assert written(tmp_path, "startup-tiny-cpu.json")["medians"] == {"help": 1.5, "dry run": 1.5}
     assert seen[0] == ["--help"] and {"task.n=1", "dry_run=true"} <= set(seen[1]) and len(seen) == 2 * 3
+    assert not any("edit_only=true" in arguments for arguments in seen)
 
 
-def test_closed_forms_are_timed_on_fifty_concepts(settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", [bench_startup, bench_stored])
+def test_a_run_on_the_device_that_was_found_shows_its_name(part, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench_startup, "_seconds", lambda arguments: 1.5)
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        result = part.measure(compose("config", part.SETTINGS), [], 1)
+    assert (result["device"], result["dtype"]) == ("cuda", "float32")
+    hardware = {"gpus": ["a GPU"], "cpu": "a processor", "threads": 2}
+    assert "float32 on cuda (a GPU, 2 threads)" in bench.heading({**result, "environment": {"hardware": hardware}})
+
+
+def test_a_closed_form_that_misses_its_goal_is_a_failure():
+    spent = {"uce": 2.0, "scapre": 0.5, "scapre_reconstruction": 9.0}
+    assert bench_closed.missed(spent, 1.0) == "uce took 2.0 s, the goal is 1 s"
+    assert bench_closed.missed(spent, 2.0) == bench_closed.missed(spent, None) == ""
+
+
+def test_closed_forms_are_timed_on_fifty_concepts(settings, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench_closed, "METHODS", ("uce", "scapre"))
     seen = []
     make = bench_closed.method
     monkeypatch.setattr(bench_closed, "method", lambda name: seen.append(make(name)) or seen[-1])
     assert bench.main(["--rounds", "1", "--parts", "closed", *settings]) == 0
     result = written(tmp_path, "closed-folder-cpu.json")
+    assert result["goal"] is None, "it is for SD 1.5's sizes"
+    monkeypatch.setattr(bench_closed, "SD15_WEIGHTS", result["weights"])
+    monkeypatch.setattr(bench_closed, "GOALS", {"cpu": 0.0})
+    assert bench.main(["--rounds", "1", "--parts", "closed", *settings]) == 1
+    slow = written(tmp_path, "closed-folder-cpu.json")
+    assert slow["goal"] == 0 and "scapre took" in slow["wrong"] and slow["wrong"] in capsys.readouterr().err
+    seen[2:] = []
     assert result["medians"].keys() == {"uce", "scapre"} and all(value > 0 for value in result["medians"].values())
     assert result["concepts"] == 50 and result["matrices"] == 8 and [one.name for one in seen] == ["uce", "scapre"]
 
@@ -98,7 +131,7 @@ def test_closed_forms_are_timed_on_fifty_concepts(settings, tmp_path, monkeypatc
         ([], ["pictures", "judges", "startup", "closed", "masks", "stored"]),
         (["--released", "clone"], ["pictures", "judges", "startup", "closed", "masks", "stored", "released"]),
         (["--random"], ["pictures", "closed", "masks"]),
-        (["--parts", "masks"], ["masks"]),
+        (["--parts", "masks,closed", "--profile"], ["masks", "closed"]),
     ],
 )
 def test_every_part_has_its_turn_on_the_model_that_is_meant(options, parts, tmp_path, monkeypatch):
@@ -115,7 +148,8 @@ def test_every_part_has_its_turn_on_the_model_that_is_meant(options, parts, tmp_
     for name, settings, more in seen:
         size = "sd15" if "--random" in options else "small" if name == "released" else None
         assert settings == [*([f"model={size}"] if size else []), "seed=1"]
-        assert more == {"masks": {"steps": 2}, "released": {"folder": Path("clone")}}.get(name, {})
+        own: dict[str, Any] = {"masks": {"steps": 2}, "released": {"folder": Path("clone")}}.get(name, {})
+        assert more == own | ({"profile": True} if "--profile" in options and name == "masks" else {})
 
 
 def test_random_weights_are_a_model_like_any_other(tmp_path):
@@ -144,6 +178,18 @@ def test_make_bench_is_one_command(said, command):
     assert " ".join(line.split()).endswith(f"-m {command}")
 
 
+def test_kept_measurements_say_what_they_are_of():
+    kept = ROOT / "results" / "bench_kept"
+    paths = sorted(kept.glob("*.json"))
+    assert paths
+    for path in paths:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        code = result["environment"]["code"]
+        assert result["rounds"] and code["commit"] and code["dirty"] is False, path.name
+        assert bench.heading(result) in path.with_suffix(".md").read_text(encoding="utf-8")
+        assert f"`{path.stem}`" in (kept / "README.md").read_text(encoding="utf-8"), path.name
+
+
 def test_a_run_that_fails_is_not_timed():
     with pytest.raises(RuntimeError, match=r"run.py --hepl ended with 2: .*--hepl"):
         bench_startup._seconds(["--hepl"])
@@ -157,6 +203,7 @@ def test_a_run_that_fails_is_not_timed():
         (["--steps", "0"], "--steps 0: at least 1"),
         (["--parts", "pictures,speed"], "--parts speed: there are pictures, judges"),
         (["--parts", "released"], "--parts released: say --released DIR"),
+        (["--parts", "closed", "--profile"], "--profile: there is nothing to profile in closed; say --parts masks"),
         (["model.compile=perhaps"], "model.compile='perhaps': say true or false"),
     ],
 )

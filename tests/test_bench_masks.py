@@ -32,7 +32,7 @@ def settings(random_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_masks_cost_is_measured_in_paired_rounds(settings, tmp_path, capsys):
-    assert bench.main(["--parts", "masks", "--rounds", "2", "--steps", "1", *settings]) == 0
+    assert bench.main(["--parts", "masks", "--rounds", "2", "--steps", "1", "--profile", *settings]) == 0
     path = tmp_path / "results" / "bench" / "masks-folder-cpu.json"
     result = json.loads(path.read_text(encoding="utf-8"))
     # Three base prompts and three for each of two concepts, guided, one step; denoised bare, and with statistics.
@@ -44,6 +44,10 @@ def test_the_masks_cost_is_measured_in_paired_rounds(settings, tmp_path, capsys)
     calls = 3 * 2  # chunks of two: two calls for the prompts of each
     assert own["floor"] == pytest.approx(statistics.median(1 + calls * s["products"] / s["denoising"] for s in rounds))
     assert own["ratio_to_floor"] > 0 and own["sort_to_threshold"] > 0
+    shares = [one["share"] for one in result["operations"]]
+    assert len(shares) == 10 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+    # A linear layer is one of them, wherever the rest of the time goes; all calls of all layers are counted.
+    assert max(one["calls"] for one in result["operations"] if one["name"] == "aten::addmm") > calls
     shown = path.with_suffix(".md").read_text(encoding="utf-8")
     assert shown in capsys.readouterr().out and "| ratio : floor |" in shown
     assert not (tmp_path / "store").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -89,6 +91,28 @@ def test_a_picture_that_cannot_be_written_stops_the_run_and_the_others_stay(rand
     monkeypatch.undo()
     resumed = run(random_sd_model, prompt_set(), store, prune(random_sd_model))
     assert resumed.reused == len(tried) - 1
+
+
+def test_the_next_batch_is_prepared_before_pictures_are_asked_for_and_files_have_a_thread(
+    random_sd_model, tmp_path, monkeypatch
+):
+    done, writers = [], set()
+
+    def noted(word, work):
+        def call(*args, **options):
+            done.append(word)
+            return work(*args, **options)
+
+        return call
+
+    write = Store.write_image
+    monkeypatch.setattr(module, "_inputs", noted("inputs", module._inputs))
+    for name in ("denoise", "decode"):
+        monkeypatch.setattr(random_sd_model, name, noted(name, getattr(random_sd_model, name)))
+    monkeypatch.setattr(Store, "write_image", lambda *args: (writers.add(threading.current_thread()), write(*args))[1])
+    run(random_sd_model, prompt_set(4), Store(tmp_path))
+    assert done == ["inputs", "denoise", "inputs", "decode", "denoise", "decode"]
+    assert len(writers) == 1 and threading.current_thread() not in writers
 
 
 def test_the_bits_do_not_depend_on_where_a_run_was_stopped(random_sd_model, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.activations import GEGLU
 from torch import nn
 
+from harness.edit import Edit
 from harness.hooks import is_hooked
 from harness.inference import TextKeeping, speed_up
 from harness.model import DiffusionModel
@@ -150,13 +151,23 @@ def test_a_compiled_unet_serves_edits_and_leaves_hooks_to_the_plain_one(random_s
     text, noise = model.encode(PROMPTS), model.latents([1, 2])
     counters = torch._dynamo.utils.counters["frames"]
 
-    def agree() -> None:
+    def agree() -> torch.Tensor:
         ours, plain = (m.denoise(text, noise, SAMPLER, 4.0) for m in (fast, model))
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+        return ours
 
-    agree()
+    unedited = agree()
     assert len(made) == 1 and counters["ok"] > 0
     frames = counters["total"]
+    names = [f"{name}.weight" for name in model.layers("ffn2")]
+
+    def pruned(m: DiffusionModel):
+        mask = {name: torch.ones_like(m.unet.get_parameter(name), dtype=torch.bool) for name in names}
+        return Edit.make("mask", mask, m).applied(m)
+
+    with pruned(fast), pruned(model):
+        assert not torch.allclose(agree(), unedited, rtol=1e-2, atol=1e-2)
+    assert torch.equal(agree(), unedited)
     with torch.no_grad():
         for m in (fast, model):
             for layer in m.layers("ffn2").values():

@@ -1,7 +1,8 @@
 """One run on two processes, with real gloo between them: the same pictures and the same record.
 
 They are forked from this one and started as a launcher would start them, by environment variables; there is none that
-could clean up after them, so whatever ends them is our own. One test starts them with `torchrun`, as users do.
+could clean up after them, so whatever ends them is our own. One test starts them with `torchrun` and with `accelerate
+launch`, as users do.
 """
 
 from __future__ import annotations
@@ -122,12 +123,22 @@ def test_two_processes_make_the_same_pictures_and_the_same_record_as_one(command
 
 
 @pytest.mark.faults
-def test_torchrun_starts_a_run_on_two_processes(commands: Any):
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "torch.distributed.run --nproc_per_node=2 --master_port={port}",
+        # Without a configuration file of its own accelerate asks for the others; `--cpu` would start one process.
+        "accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no "
+        "--dynamo_backend=no --main_process_port={port}",
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_launchers_start_a_run_on_two_processes(commands: Any, launcher: str):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
-    argv = [*launcher, run.__file__, *commands("two", "method=none", "task.n=1", "quality.n=2")]
+    started = [sys.executable, "-m", *launcher.format(port=port).split()]
+    argv = [*started, run.__file__, *commands("two", "method=none", "task.n=1", "quality.n=2")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == cli.DONE, done.stderr

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,9 @@ from harness.edit import Edit, NoEffectError
 from harness.model import DiffusionModel
 from harness.record import read
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
-TINY_WORLD = Path(__file__).resolve().parents[1] / "tinyworld" / "tiny-v1"
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+TINY_WORLD = ROOT / "tinyworld" / "tiny-v1"
 FEW = ["method.num_pairs=1", "method.words=[road]", "method.sampler.name=ddim", "method.sampler.steps=2"]
 SMALL_FIA = ["method=fia", *FEW, "method.steps=1", "method.r2=0.3", "method.alpha=1.0"]
 
@@ -41,14 +45,16 @@ def toy(tmp_path_factory: pytest.TempPathFactory, random_sd_folder: Path) -> Any
     root = tmp_path_factory.mktemp("toy")
     search = toy_suite.write(root / "conf")
 
+    base = [
+        *("model=folder", f"model.path={random_sd_folder}", "suite=toy", "sampler=ddim20", "sampler.steps=2"),
+        *("task=custom", "task.concepts=[tench,golf ball]", "task.keep=[church]", "task.n=2", "quality.n=3"),
+        *(f"store={root / 'store'}", f"records={root / 'records'}", "device=cpu"),
+    ]
+
     def build(*overrides: str) -> DictConfig:
-        base = [
-            *("model=folder", f"model.path={random_sd_folder}", "suite=toy", "sampler=ddim20", "sampler.steps=2"),
-            *("task=custom", "task.concepts=[tench,golf ball]", "task.keep=[church]", "task.n=2", "quality.n=3"),
-            *(f"store={root / 'store'}", f"records={root / 'records'}", "device=cpu"),
-        ]
         return config(*base, *overrides, search=search)
 
+    build.command = [f"hydra.searchpath=[file://{search}]", *base]
     build.store = root / "store"
     build.records = root / "records"
     return build
@@ -113,6 +119,27 @@ def test_a_stored_run_loads_no_weights_and_says_the_same(
     assert record.counts["edit_reused"] == 1 and record.cost["unet_samples"] == 0
     assert values(record.metrics) == values(first[0].metrics)
     assert record.cost["edit_made"] == first[0].cost["edit_made"]  # what the edit cost is not forgotten
+
+
+def test_a_stored_run_imports_neither_diffusers_nor_transformers(first: tuple[Any, Path], toy: Any, tmp_path: Path):
+    command = [*toy.command, *SMALL_FIA, f"records={tmp_path / 'records'}"]
+    code = (
+        f"import sys, run; code = run.main({command!r}); "
+        "print(code, sorted({'diffusers', 'transformers', 'torch'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "0 ['torch']", done.stdout + done.stderr
+    (path,) = (tmp_path / "records").glob("*.json")
+    assert read(path).counts["images_reused"] == 18
 
 
 def test_another_r2_needs_no_calibration_and_shares_the_unedited_pictures(first: tuple[Any, Path], toy: Any):
