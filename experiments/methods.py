@@ -168,13 +168,11 @@ def plot_tested(by_task: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]], 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(by_task), figsize=(7 * len(by_task), 5.5), dpi=150, squeeze=False)
-    styles = _styles({record["method"] for rows in by_task.values() for _, record in rows})
-    for axes, (task, rows) in zip(panels[0], by_task.items(), strict=True):
-        found = [record for role, record in rows if role == SEARCHED]
-        if not found:
-            continue
-        kept = next(name for name in KEPT if values.pick_family(found[0]["metrics"], name) is not None)
+    drawn = _searched(by_task)
+    figure, panels = pyplot.subplots(1, len(drawn), figsize=(7 * len(drawn), 5.5), dpi=150, squeeze=False)
+    styles = _styles({record["method"] for found in drawn.values() for record in found})
+    for axes, (task, found) in zip(panels[0], drawn.items(), strict=True):
+        kept = next(name for name in KEPT if _has(found, name))
         axes.set_xlabel("forget accuracy % (lower is better)")
         axes.set_ylabel(f"{KEPT[kept]} (higher is better)")
         axes.set_title(f"{task}, {found[0]['split']} split\n{found[0]['note']}", fontsize=9)
@@ -192,13 +190,32 @@ def pictures(folder: Path) -> dict[str, Callable[[Path], Path]]:
     """What a search allows to draw, by the end of the file's name: the fronts, and `_test` for the test split."""
     tuning, by_task = tuned(folder), tested(folder)
     fronts = {"": partial(plot, tuning)} if tuning else {}
-    return fronts | ({"_test": partial(plot_tested, by_task)} if by_task else {})
+    return fronts | ({"_test": partial(plot_tested, by_task)} if _searched(by_task) else {})
+
+
+def _searched(
+    by_task: Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]],
+) -> dict[str, list[Mapping[str, Any]]]:
+    """The records at the searched settings by task, of the tasks that have both values that are drawn."""
+    found = {task: [record for role, record in rows if role == SEARCHED] for task, rows in by_task.items()}
+    return {
+        task: records
+        for task, records in found.items()
+        if records and _has(records, "forget_accuracy") and any(_has(records, name) for name in KEPT)
+    }
+
+
+def _has(records: Sequence[Mapping[str, Any]], family: str) -> bool:
+    """Whether all of them have a value of the family; a task that keeps no classes has an empty one."""
+    metrics = (values.pick_family(record["metrics"], family) for record in records)
+    return all(metric is not None and metric["value"] is not None for metric in metrics)
 
 
 def _ends(metric: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Value and ends of the interval as they are shown."""
+    """Value and ends of the interval as they are shown; without an interval the value three times."""
     scale = 100 if values.family(metric["id"]).endswith("accuracy") else 1
-    return scale * metric["value"], scale * metric["low"], scale * metric["high"]
+    ends = [metric["value"] if metric[end] is None else metric[end] for end in ("low", "high")]
+    return scale * metric["value"], scale * ends[0], scale * ends[1]
 
 
 def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:

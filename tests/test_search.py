@@ -111,6 +111,19 @@ def test_all_methods_stand_in_one_table(found: Path, tmp_path: Path, capsys: pyt
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_task_that_keeps_no_classes_is_drawn_over_its_captions(tmp_path: Path):
+    """As a task on all classes, whose preserve accuracy is empty; without captions either, there is nothing to draw."""
+    kept = Path(__file__).parents[1] / "results" / "records" / "tiny_methods" / "test" / "searched" / "imagenette_5v5"
+    whole = record(kept, "fia")
+    for metric in whole["metrics"]:
+        if metric["id"].startswith("preserve_accuracy"):
+            metric |= {"value": None, "low": None, "high": None}
+    bare = whole | {"metrics": [metric for metric in whole["metrics"] if not metric["id"].startswith("clip/")]}
+    by_task = {"all": [("searched", whole)], "bare": [("searched", bare)], "defaults": [("defaults", whole)]}
+    assert methods.plot_tested(by_task, tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert list(methods._searched(by_task)) == ["all"]
+
+
 def test_bad_input_is_one_line(tmp_path: Path, place: Path, capsys: pytest.CaptureFixture):
     assert methods.main([str(tmp_path)]) == 2
     assert "run python -m experiments.search" in capsys.readouterr().err
