@@ -124,7 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"SD 1.5's shapes with random weights instead of a model; --parts is then {','.join(OF_RANDOM_WEIGHTS)}",
     )
     parser.add_argument("--released", type=Path, metavar="DIR", help="a clone of FIA's released program")
-    parser.add_argument("--steps", type=int, default=2, help="masks: UNet calls of every walk; default: %(default)s")
+    parser.add_argument("--steps", type=int, help="masks: UNet calls of every walk; default: the method's own")
+    parser.add_argument("--concepts", type=int, default=2, help="masks: of the task's; default: %(default)s")
     parser.add_argument(
         "--profile",
         action="store_true",
@@ -134,9 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        for option in ("rounds", "steps"):
-            if getattr(options, option) < 1:
-                raise ValueError(f"--{option} {getattr(options, option)}: at least 1")
+        for option in ("rounds", "steps", "concepts"):
+            number = getattr(options, option)
+            if number is not None and number < 1:
+                raise ValueError(f"--{option} {number}: at least 1")
         usual = OF_RANDOM_WEIGHTS if options.random else USUAL
         names = options.parts.split(",") if options.parts else [*usual, *(["released"] if options.released else [])]
         for name in names:
@@ -148,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--profile: there is nothing to profile in {','.join(names)}; say --parts {PROFILED[0]}")
         profile = {"profile": True} if options.profile else {}
         more: dict[str, dict[str, Any]] = {
-            "masks": {"steps": options.steps, **profile},
+            "masks": {"steps": options.steps, "concepts": options.concepts, **profile},
             "pictures": profile,
             "released": {"folder": options.released},
         }

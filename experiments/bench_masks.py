@@ -1,13 +1,15 @@
 """What FIA's masks cost beyond the denoising that they cannot do without (`python -m experiments.bench --parts masks`).
 
     denoising     bare denoising of the base prompts and of all concepts' prompts: same batches, sampler and steps
-    statistics    the same with FIA's statistics and thresholds (Eq. 1-3): one pass for the concepts
+    statistics    the same prompts and steps with FIA's statistics and thresholds (Eq. 1-3): one pass for the concepts,
+                  whose first UNet calls have one unconditional row a batch, since all prompts start from one latent
     products      only the products X^T Y that the exact cosine factor needs, at the layers' shapes and calls;
                   and Y = X W^T, where the layer rounds it to fewer digits than the statistics want
     thresholds    Eq. 3's top r1 of every layer once, by selection; and `sorts`, by sorting
     selection     Eq. 4-6: the mask of one concept from what is kept of it
 
-The ratio is statistics to denoising, a median over paired rounds; the floor is 1 plus products to denoising.
+The ratio is statistics to denoising, a median over paired rounds, every second of which runs backwards. The floor is
+the statistics' share of denoising's UNet samples plus products to denoising.
 """
 
 from __future__ import annotations
@@ -35,13 +37,17 @@ from .setup import setup
 log = logging.getLogger(__name__)
 
 SETTINGS = ("edit_only=true",)
+CONCEPTS = 2  # a round on a processor takes half a minute with two
 
 
-def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -> dict[str, Any]:
-    """Time the parts `rounds` times each, on the configured task's concepts.
+def measure(
+    cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int | None = None, concepts: int = CONCEPTS
+) -> dict[str, Any]:
+    """Time the parts `rounds` times each, on the configured task's first concepts.
 
     Args:
-        steps: UNet calls of every walk: two are enough to tell seconds a sample, and few enough for a processor.
+        steps: UNet calls of every walk, the method's own by default.
+        concepts: how many at most.
 
     Returns:
         JSON values: what was run, `rounds` (seconds of every part), `medians`.
@@ -53,11 +59,11 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -
     method = parts.method
     if not isinstance(method, FIA) or not method.cosine:
         raise ValueError(f"method={parts.config['method']['name']}: the exact term is measured; say method=fia")
-    method.steps = min(steps, method.sampler.calls())
+    method.steps = min(steps or method.steps, method.sampler.calls())
     model = parts.model()
-    jobs = [method.job_of(model, concept, parts.config["seed"]) for concept in dict.fromkeys(parts.task.concepts)]
+    few = list(dict.fromkeys(parts.task.concepts))[:concepts]
+    jobs = [method.job_of(model, concept, parts.config["seed"]) for concept in few]
     jobs = next(groups(jobs, len(jobs)))
-    concepts = [job.concept for job in jobs]
     layers = model.layers(method.kind)
     kept: dict[Any, dict[str, torch.Tensor]] = {}
 
@@ -84,7 +90,7 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -
     def thresholds(find: Callable[[torch.Tensor, int], Any]) -> Callable[[], None]:
         def run() -> None:
             for name in layers:
-                values = kept[concepts[0], jobs[0].r1][f"strength/{name}"].to(model.device).flatten()
+                values = kept[jobs[0].concept, jobs[0].r1][f"strength/{name}"].to(model.device).flatten()
                 find(values, max(1, int(method.r1 * values.numel())))
 
         return run
@@ -95,26 +101,25 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -
         "products": products,
         "thresholds": thresholds(kth_largest),
         "sorts": thresholds(lambda values, k: values.sort(descending=True).values[k - 1]),
-        "selection": lambda: method.choose(kept[concepts[0], jobs[0].r1], jobs[0], model.device),
+        "selection": lambda: method.choose(kept[jobs[0].concept, jobs[0].r1], jobs[0], model.device),
     }
     # Once unmeasured: kernels are chosen, memory is claimed and text features are kept.
     for run in work.values():
         run()
     found: list[dict[str, float]] = []
-    samples = 0
+    samples: dict[str, int] = {}
     for number in range(rounds):
         seconds = {}
-        for name, run in work.items():
+        for name in list(work)[:: -1 if number % 2 else 1]:
             meter = Meter(model, parts.device)
-            run()
+            work[name]()
             spent = meter.read()
-            seconds[name] = spent.seconds
-            samples = spent.unet_samples or samples
+            seconds[name], samples[name] = spent.seconds, spent.unet_samples
         found.append(seconds)
         log.info("round %d of %d", number + 1, rounds)
     return {
         "model": model.name,
-        "words": f"FIA's masks, {model.words or model.name}, halves {method.halves}, {len(concepts)} concepts, "
+        "words": f"FIA's masks, {model.words or model.name}, halves {method.halves}, {len(jobs)} concepts, "
         f"{method.chunk} prompts a call, {method.steps} steps",
         "fingerprint": model.fingerprint,
         "task": parts.task.name,
@@ -122,11 +127,11 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int, steps: int) -
         "dtype": parts.config["dtype"],
         "method": parts.config["method"],
         "chunk": method.chunk,
-        "concepts": len(concepts),
+        "concepts": len(jobs),
         "steps": method.steps,
-        "unet_samples": samples,
+        "unet_samples": {name: samples[name] for name in ("denoising", "statistics")},
         "rounds": found,
-        "medians": medians(found, calls, samples, len(concepts), len(layers), method.steps),
+        "medians": medians(found, calls, samples, len(jobs), len(layers), method.steps),
     }
 
 
@@ -165,19 +170,25 @@ def inputs(model: DiffusionModel, job: Job) -> dict[str, tuple[int, int, int, in
 
 
 def medians(
-    found: Sequence[Mapping[str, float]], calls: int, samples: int, concepts: int, layers: int, steps: int
+    found: Sequence[Mapping[str, float]],
+    calls: int,
+    samples: Mapping[str, int],
+    concepts: int,
+    layers: int,
+    steps: int,
 ) -> dict[str, float]:
     """What the rounds say; ratios are taken within a round."""
+    share = samples["statistics"] / samples["denoising"]
 
     def median(value: Callable[[Mapping[str, float]], float]) -> float:
         return statistics.median(value(seconds) for seconds in found)
 
     return {
-        "denoising_ms_per_unet_sample": median(lambda s: 1000 * s["denoising"] / samples),
-        "statistics_ms_per_unet_sample": median(lambda s: 1000 * s["statistics"] / samples),
+        "denoising_ms_per_unet_sample": median(lambda s: 1000 * s["denoising"] / samples["denoising"]),
+        "statistics_ms_per_unet_sample": median(lambda s: 1000 * s["statistics"] / samples["statistics"]),
         "ratio": median(lambda s: s["statistics"] / s["denoising"]),
-        "floor": median(lambda s: 1 + calls * s["products"] / s["denoising"]),
-        "ratio_to_floor": median(lambda s: s["statistics"] / (s["denoising"] + calls * s["products"])),
+        "floor": median(lambda s: share + calls * s["products"] / s["denoising"]),
+        "ratio_to_floor": median(lambda s: s["statistics"] / (share * s["denoising"] + calls * s["products"])),
         "thresholds_ms_per_layer": median(lambda s: 1000 * s["thresholds"] / layers),
         "sort_ms_per_layer": median(lambda s: 1000 * s["sorts"] / layers),
         "sort_to_threshold": median(lambda s: s["sorts"] / s["thresholds"]),
@@ -193,7 +204,7 @@ def rows(result: Mapping[str, Any]) -> list[str]:
         "bare denoising, ms a UNet sample": f"{own['denoising_ms_per_unet_sample']:.2f}",
         "with statistics, ms a UNet sample": f"{own['statistics_ms_per_unet_sample']:.2f}",
         "ratio": f"{own['ratio']:.3f}",
-        "floor: 1 + products X^T Y : denoising": f"{own['floor']:.3f}",
+        "floor: share of UNet samples + products X^T Y : denoising": f"{own['floor']:.3f}",
         "ratio : floor": f"{own['ratio_to_floor']:.3f}",
         "threshold of Eq. 3, ms a layer": f"{own['thresholds_ms_per_layer']:.3f}",
         "the same by sorting": f"{own['sort_ms_per_layer']:.3f} ({own['sort_to_threshold']:.1f} x)",

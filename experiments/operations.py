@@ -1,6 +1,6 @@
 """Which operations take the time of a part of the benchmark of speed (`python -m experiments.bench --profile`).
 
-masks      the masks of all concepts (Eq. 1-6): denoising, statistics, thresholds and selection
+masks      the masks of the measured concepts (Eq. 1-6): denoising, statistics, thresholds and selection
 pictures   two batches, from prompts to stored PNG files
 """
 
@@ -25,24 +25,25 @@ from .setup import Setup, setup
 SHOWN = 10
 
 
-def of_part(name: str, cfg: DictConfig, steps: int | None = None) -> list[dict[str, Any]]:
+def of_part(name: str, cfg: DictConfig, steps: int | None = None, concepts: int | None = None) -> list[dict[str, Any]]:
     """`most_time` of a pass of `masks` or `pictures`, after an unmeasured one.
 
     Args:
         cfg: a configuration that the part has measured.
-        steps: masks: UNet calls of every walk.
+        steps: masks: UNet calls of every walk; the method's own by default.
+        concepts: masks: of how many of the task's concepts; all by default.
     """
     parts = setup(cfg)
     model = parts.model()
-    run = _pictures(parts, model) if name == "pictures" else _masks(parts, model, steps)
+    run = _pictures(parts, model) if name == "pictures" else _masks(parts, model, steps, concepts)
     run()
     return most_time(run, parts.device)
 
 
-def _masks(parts: Setup, model: DiffusionModel, steps: int | None) -> Callable[[], Any]:
-    method, calls = parts.method, parts.method.sampler.calls()
-    method.steps = min(steps or calls, calls)
-    return lambda: method.masks(model, parts.task.concepts, parts.config["seed"], lambda kind, key, make: make())
+def _masks(parts: Setup, model: DiffusionModel, steps: int | None, concepts: int | None) -> Callable[[], Any]:
+    method, few = parts.method, list(dict.fromkeys(parts.task.concepts))[:concepts]
+    method.steps = min(steps or method.steps, method.sampler.calls())
+    return lambda: method.masks(model, few, parts.config["seed"], lambda kind, key, make: make())
 
 
 def _pictures(parts: Setup, model: DiffusionModel) -> Callable[[], Any]:

@@ -122,7 +122,8 @@ def _by_gram(x: Tensor, weight: Tensor, work: torch.dtype) -> tuple[Tensor, Tens
 def _norms(x: Tensor) -> Tensor:
     """Length of every channel over all tokens and halves: [halves, prompts, tokens, n] to [prompts, n]."""
     # Not vector_norm: along such a dimension its kernel for processors is up to forty times slower.
-    return x.square().sum(-2).sum(0).sqrt_()
+    halves = x.square().sum(-2)
+    return (halves[0] if len(halves) == 1 else halves.sum(0)).sqrt_()
 
 
 def _unit_norms(x: Tensor) -> Tensor:
@@ -228,12 +229,15 @@ class _Readers:
 
 
 def one_prompt_each(x: Tensor, prompts: int, halves: str) -> Tensor:
-    """The rows of every prompt: a view of [2 * prompts, tokens, n] as [1 or 2 halves, prompts, tokens, n].
+    """The rows of every prompt: [rows, tokens, n] as [1 or 2 halves, prompts, tokens, n], a view where there are all.
 
-    The batch is [unconditional half; conditional half], as `DiffusionModel.trajectory` promises.
+    The batch is [unconditional half; conditional half], as `DiffusionModel.trajectory` promises, and at the first call
+    from a common start one unconditional row that stands for all.
     """
-    if x.shape[0] != 2 * prompts:
-        raise ValueError(f"a layer saw {x.shape[0]} samples for {prompts} prompts; both guidance halves are needed")
+    if len(x) == 1 + prompts:
+        x = torch.cat([x[:1].expand_as(x[1:]), x[1:]])
+    if len(x) != 2 * prompts:
+        raise ValueError(f"a layer saw {len(x)} samples for {prompts} prompts; both guidance halves are needed")
     x = x.reshape(2, prompts, -1, x.shape[-1])
     return x if halves == "both" else x[1:] if halves == "cond" else x[:1]
 
@@ -247,7 +251,7 @@ def _walks(model: DiffusionModel, prompts: Sequence[str], how: Calibration) -> l
         n = len(prompts[start : start + how.chunk])
         latents = model.latents([how.seed] * n, *how.size)
         walk = model.trajectory(
-            part, latents, how.sampler, how.sampler.guidance, size=how.size, both_halves=True
+            part, latents, how.sampler, how.sampler.guidance, size=how.size, both_halves=True, same_start=True
         )  # fmt: skip
         next(walk)  # the starting latents; every further step is one UNet call
         walks.append((n, walk))

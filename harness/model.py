@@ -340,6 +340,7 @@ class DiffusionModel:
         size: tuple[int, int] | None = None,
         on_call: Callable[[int, float], None] | None = None,
         both_halves: bool = False,
+        same_start: bool = False,
         keep_text: bool = False,
         in_threads: bool = False,
     ) -> Iterator[Tensor]:
@@ -347,13 +348,16 @@ class DiffusionModel:
 
         It advances only when the next latents are asked for, so many batches can walk in step.
 
-        Each UNet call sees the batch [unconditional half; conditional half]. When every guidance is exactly 1 the
-        unconditional half would not count and only the conditional half runs, unless `both_halves` asks for it.
+        Each UNet call sees the batch [unconditional half; conditional half], but for `same_start`. When every guidance
+        is exactly 1 the unconditional half would not count and only the conditional half runs, unless `both_halves`
+        asks for it.
         No noise is added on the way (DDIM's eta is 0), so the starting latents decide everything.
 
         Arguments as in `denoise`, and:
 
         Args:
+            same_start: the latents are the same in every row. Then the unconditional half of the first call is one row
+                instead of n: its batch is [1 unconditional row; conditional half].
             keep_text: the text's keys and values of the first call serve all others. Nobody may change weights until
                 the walk ends, and they take memory that long: 8 MB a guided picture for SD 1.x in float16.
             in_threads: on a CPU, every thread computes a share of the batch by itself (`by_threads`). While
@@ -370,15 +374,21 @@ class DiffusionModel:
         scheduler = self.scheduler(sampler)
         latents = latents.to(self.device, self.dtype) * scheduler.init_noise_sigma
         kept: dict[tuple[int, int], Kept] | None = {} if keep_text else None
+        if same_start and not torch.equal(latents, latents[:1].expand_as(latents)):
+            raise ValueError("same_start: the rows of the latents differ")
         yield latents
         for i, t in enumerate(scheduler.timesteps):
             if on_call is not None:
                 on_call(i, t.item())
-            batch = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, t)
-            predicted = self._forward(batch, t, text.hidden, kept, extra, in_threads)
+            # Unconditional rows that would only repeat the last one of them.
+            skipped = rows - 1 if same_start and guided and i == 0 else 0
+            batch = torch.cat([latents, latents])[skipped:] if guided else latents
+            batch = scheduler.scale_model_input(batch, t)
+            added = {name: {key: x[skipped:] for key, x in conditions.items()} for name, conditions in extra.items()}
+            predicted = self._forward(batch, t, text.hidden[skipped:], None if skipped else kept, added, in_threads)
             self.calls += len(batch)
             if guided:
-                without, with_prompt = predicted.chunk(2)
+                without, with_prompt = predicted.split([rows - skipped, rows])
                 predicted = without + scale * (with_prompt - without)
             latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
             yield latents

@@ -148,7 +148,8 @@ def test_every_part_has_its_turn_on_the_model_that_is_meant(options, parts, tmp_
     for name, settings, more in seen:
         size = "sd15" if "--random" in options else "small" if name == "released" else None
         assert settings == [*([f"model={size}"] if size else []), "seed=1"]
-        own: dict[str, Any] = {"masks": {"steps": 2}, "released": {"folder": Path("clone")}}.get(name, {})
+        defaults: dict[str, Any] = {"masks": {"steps": None, "concepts": 2}, "released": {"folder": Path("clone")}}
+        own = defaults.get(name, {})
         assert more == own | ({"profile": True} if "--profile" in options and name == "masks" else {})
 
 

@@ -32,17 +32,21 @@ def settings(random_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_masks_cost_is_measured_in_paired_rounds(settings, tmp_path, capsys):
-    assert bench.main(["--parts", "masks", "--rounds", "2", "--steps", "1", "--profile", *settings]) == 0
+    options = ["--parts", "masks", "--rounds", "2", "--steps", "1", "--concepts", "5", "--profile"]
+    assert bench.main([*options, *settings]) == 0
     path = tmp_path / "results" / "bench" / "masks-folder-cpu.json"
     result = json.loads(path.read_text(encoding="utf-8"))
-    # Three base prompts and three for each of two concepts, guided, one step; denoised bare, and with statistics.
-    assert result["unet_samples"] == 2 * 3 * 3 and result["concepts"] == 2 and result["steps"] == 1
+    # Three base prompts and three for each of two concepts, guided, one step; denoised bare, and with statistics, for
+    # which two prompts of a chunk share an unconditional row.
+    assert result["unet_samples"] == {"denoising": 2 * 3 * 3, "statistics": (3 + 2) * 3}
+    assert result["concepts"] == 2 and result["steps"] == 1
     parts = {"denoising", "statistics", "products", "thresholds", "sorts", "selection"}
     assert [set(seconds) for seconds in result["rounds"]] == [parts] * 2
     own, rounds = result["medians"], result["rounds"]
     assert own["ratio"] == pytest.approx(statistics.median(s["statistics"] / s["denoising"] for s in rounds))
     calls = 3 * 2  # chunks of two: two calls for the prompts of each
-    assert own["floor"] == pytest.approx(statistics.median(1 + calls * s["products"] / s["denoising"] for s in rounds))
+    floors = [15 / 18 + calls * s["products"] / s["denoising"] for s in rounds]
+    assert own["floor"] == pytest.approx(statistics.median(floors))
     assert own["ratio_to_floor"] > 0 and own["sort_to_threshold"] > 0
     shares = [one["share"] for one in result["operations"]]
     assert len(shares) == 10 and shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
@@ -138,8 +142,9 @@ def test_the_released_program_is_run_beside_ours_and_masks_are_compared(settings
     assert sys.modules["fia.fia"] is before and not hasattr(sys.modules.get("fia.utils"), "seen")
     path = tmp_path / "results" / "bench" / "released-folder-cpu.json"
     result = json.loads(path.read_text(encoding="utf-8"))
-    # Two concepts with two pairs, three guided calls (PNDM); ours makes the base prompts once, and two of the calls.
-    assert result["unet_samples"] == {"released": 2 * 4 * 3 * 2, "ours": 3 * 2 * 2 * 2, "denoising": 3 * 2 * 2 * 2}
+    # Two concepts with two pairs, three guided calls (PNDM); ours makes the base prompts once, and two of the calls,
+    # the first with one unconditional row.
+    assert result["unet_samples"] == {"released": 2 * 4 * 3 * 2, "ours": 3 * (3 + 4), "denoising": 3 * 2 * 2 * 2}
     assert len(result["rounds"]) == 2 and all(min(one.values()) > 0 for one in result["rounds"])
     limits = [one["released"] / one["denoising"] for one in result["rounds"]]
     assert result["medians"]["ratio_at_most"] == pytest.approx(statistics.median(limits))

@@ -135,6 +135,14 @@ def test_one_prompt_each_looks_at_the_batch_without_copying_it():
         one_prompt_each(batch, 2, "both")
 
 
+def test_one_prompt_each_repeats_the_unconditional_row_that_all_prompts_share():
+    one, cond = torch.rand(1, 4, 2), torch.rand(3, 4, 2)
+    whole = torch.cat([one, one, one, cond])
+    for halves in ("both", "cond", "uncond"):
+        seen = one_prompt_each(torch.cat([one, cond]), 3, halves)
+        assert torch.equal(seen, one_prompt_each(whole, 3, halves))
+
+
 def test_moments_do_not_depend_on_batches():
     values = 1e3 + torch.rand(11, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     float32 = values.float()
@@ -388,11 +396,17 @@ def test_lock_step_is_the_denoising_loop(random_sd_model):
 # Stages
 
 
+def samples(walks: int, steps: int = QUICK["steps"]) -> int:
+    """UNet samples of so many times the prompts, each time in one chunk, whose first call has one unconditional row."""
+    assert len(WORDS) <= QUICK["chunk"]
+    return walks * (2 * steps * len(WORDS) - (len(WORDS) - 1))
+
+
 def test_selection_and_fusion_parameters_need_no_unet_call(random_sd_model):
     shelf = Shelf()
     first = edit(random_sd_model, shelf=shelf)
     calls = random_sd_model.calls
-    assert calls == 2 * QUICK["steps"] * len(WORDS) * (1 + len(CONCEPTS))  # the base prompts run once
+    assert calls == samples(1 + len(CONCEPTS))  # the base prompts run once
     changed = [
         edit(random_sd_model, shelf=shelf, **change)
         for change in (
@@ -407,10 +421,10 @@ def test_selection_and_fusion_parameters_need_no_unet_call(random_sd_model):
     assert len(fingerprints) == len(changed) + 1  # and every one of them matters
     assert edit(random_sd_model, shelf=shelf).fingerprint == first.fingerprint
     edit(random_sd_model, [*CONCEPTS, Concept("chain saw", "object")], shelf)
-    assert random_sd_model.calls == calls + 2 * QUICK["steps"] * len(WORDS) * 2  # one new concept and the base
+    assert random_sd_model.calls == calls + samples(2)  # one new concept and the base
     edit(random_sd_model, shelf=shelf, chunk=2, group=1)
     edit(random_sd_model, shelf=shelf, r1=0.2)
-    assert random_sd_model.calls == 2 * calls + 2 * QUICK["steps"] * len(WORDS) * 2
+    assert random_sd_model.calls == 2 * calls + samples(2)
 
 
 def saliencies(shelf: Shelf) -> dict[str, dict[str, torch.Tensor]]:
@@ -423,10 +437,10 @@ def test_one_pass_serves_a_declared_grid_of_r1(random_sd_model):
     shelf, names = Shelf(), CONCEPTS[:2]
     settings = {"r1_per_concept": own, "alpha": 1.0}
     swept = [edit(random_sd_model, names, shelf, r1=r1, r1_grid=grid, **settings) for r1 in (0.1, 0.02, 0.3)]
-    assert random_sd_model.calls == 2 * QUICK["steps"] * len(WORDS) * 3  # two concepts and their base
+    assert random_sd_model.calls == samples(3)  # two concepts and their base
     # Declared or not, and with another grid: nothing is left to measure.
     found = [edit(random_sd_model, names, shelf, r1=0.02, r1_grid=other, **settings) for other in (None, [0.3, 0.1])]
-    assert random_sd_model.calls == 2 * QUICK["steps"] * len(WORDS) * 3
+    assert random_sd_model.calls == samples(3)
     assert [e.fingerprint for e in found] == [swept[1].fingerprint] * 2
     assert len({e.fingerprint for e in swept}) == 3
     assert len(saliencies(shelf)) == len(grid) + 1
@@ -469,7 +483,7 @@ def test_processes_that_sweep_one_grid_run_one_pass(random_sd_folder, tmp_path):
 
     with ThreadPoolExecutor(2) as pool:
         calls = list(pool.map(job, models))
-    assert sorted(calls) == [0, 2 * QUICK["steps"] * len(WORDS) * 3]
+    assert sorted(calls) == [0, samples(3)]
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 5])
@@ -477,8 +491,7 @@ def test_the_cost_of_a_group_in_unet_samples(random_sd_model, group):
     """(C + ceil(C / G)) / 2C of the samples of single runs, which measure the base prompts once a concept."""
     concepts = [Concept(name, "object") for name in ("church", "tench", "gas pump", "parachute", "chain saw")]
     edit(random_sd_model, concepts, group=group, steps=1)
-    samples_of_single_runs = 2 * len(WORDS) * 2 * len(concepts)
-    assert random_sd_model.calls / samples_of_single_runs == (5 + math.ceil(5 / group)) / 10
+    assert random_sd_model.calls / samples(2 * len(concepts), steps=1) == (5 + math.ceil(5 / group)) / 10
 
 
 def test_groups_do_not_change_a_bit(random_sd_model):

@@ -70,6 +70,23 @@ def test_guidance_can_differ_by_row_and_halves_are_left_out_at_one(random_sd_mod
     torch.testing.assert_close(both, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_a_common_start_needs_one_unconditional_row_in_the_first_call(request, family):
+    model, sampler = request.getfixturevalue(f"random_{family}_model"), Sampler("ddim", 3, 5.0)
+    text, noise, seen = model.encode(["a dog", "a church", "a lawn"]), model.latents([1, 1, 1]), []
+    options = {"guidance": [5.0, 1.0, 3.0], "both_halves": True}
+    plain = list(model.trajectory(text, noise, sampler, **options))
+    before = model.calls
+    handle = model.unet.register_forward_pre_hook(lambda unet, args: seen.append(len(args[0])))
+    shared = list(model.trajectory(text, noise, sampler, same_start=True, keep_text=True, **options))
+    handle.remove()
+    assert seen == [4, 6, 6] and model.calls - before == 16
+    for one, other in zip(plain, shared, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="rows of the latents differ"):
+        next(model.trajectory(text, model.latents([1, 1, 2]), sampler, same_start=True, **options))
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 6, 998, 999])
 def test_a_sampler_knows_its_number_of_calls(random_sd_model, name, steps):
