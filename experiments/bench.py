@@ -3,6 +3,7 @@
     python -m experiments.bench                                      the tiny world, on the device that a run would use
     python -m experiments.bench --rounds 5 --parts pictures model=sd15          settings as for run.py
     python -m experiments.bench --random device=cuda                 SD 1.5's shapes with random weights
+    python -m experiments.bench --random model=sdxl device=cuda      SDXL's
     python -m experiments.bench --parts released --released DIR      FIA beside its authors' program
     python -m experiments.bench --parts masks,pictures --profile     also which operations take the time (operations.py)
 
@@ -48,6 +49,7 @@ RESULTS = Path(__file__).resolve().parents[1] / "results" / "bench"
 USUAL = ("pictures", "judges", "startup", "closed", "masks", "stored")
 # Judges of published models want pictures that mean something, and weights of their own.
 OF_RANDOM_WEIGHTS = ("pictures", "closed", "masks")
+OF_GPUS = ("sd15", "sdxl")  # what --random makes; the first where no model is named
 PARTS = (*USUAL, "released")
 PROFILED = ("masks", "pictures")
 VERSIONS = ("python", "torch", "diffusers", "transformers", "numpy")
@@ -108,7 +110,7 @@ def _module(name: str) -> ModuleType:
 def _random_size(name: str, options: argparse.Namespace) -> str | None:
     """The model with random weights that a part runs on (`random_weights`); None where settings name the model."""
     if options.random:
-        return "sd15"
+        return next((size for size in OF_GPUS if f"model={size}" in options.settings), OF_GPUS[0])
     named = any(item.startswith(("model=", "model.")) for item in options.settings)
     return None if named else getattr(_module(name), "RANDOM", None)
 
@@ -121,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--random",
         action="store_true",
-        help=f"SD 1.5's shapes with random weights instead of a model; --parts is then {','.join(OF_RANDOM_WEIGHTS)}",
+        help="SD 1.5's shapes with random weights instead of a model, or SDXL's with model=sdxl; --parts is then "
+        + ",".join(OF_RANDOM_WEIGHTS),
     )
     parser.add_argument("--released", type=Path, metavar="DIR", help="a clone of FIA's released program")
     parser.add_argument("--steps", type=int, help="masks: UNet calls of every walk; default: the method's own")
@@ -159,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             random = functools.cache(lambda size: models.enter_context(random_model(size)))
             for name in names:
                 size = _random_size(name, options)
-                settings = [*(random(size) if size else []), *options.settings]
+                settings = [*(random(size) if size else []), *(x for x in options.settings if x != f"model={size}")]
                 done.append(run(name, settings, options.rounds, **more.get(name, {})))
     except Exception as error:
         if cli.exit_code(error) != cli.BAD_INPUT:

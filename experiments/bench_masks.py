@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import nn
 
 from fia.fia import FIA
-from fia.saliency import Job, groups
+from fia.saliency import MOMENTS, Job, groups
 from fia.saliency import measure as run_statistics
 from fia.statistics import DTYPES, products_of
 from harness.masks import kth_largest
@@ -37,6 +38,7 @@ from .setup import setup
 log = logging.getLogger(__name__)
 
 SETTINGS = ("edit_only=true",)
+PEAKS = ("denoising", "statistics")
 CONCEPTS = 2  # a round on a processor takes half a minute with two
 
 
@@ -108,13 +110,14 @@ def measure(
         run()
     found: list[dict[str, float]] = []
     samples: dict[str, int] = {}
+    peaks: dict[str, int] = {}
     for number in range(rounds):
         seconds = {}
         for name in list(work)[:: -1 if number % 2 else 1]:
             meter = Meter(model, parts.device)
             work[name]()
             spent = meter.read()
-            seconds[name], samples[name] = spent.seconds, spent.unet_samples
+            seconds[name], samples[name], peaks[name] = spent.seconds, spent.unet_samples, spent.peak_memory_bytes
         found.append(seconds)
         log.info("round %d of %d", number + 1, rounds)
     return {
@@ -130,9 +133,21 @@ def measure(
         "concepts": len(jobs),
         "steps": method.steps,
         "unet_samples": {name: samples[name] for name in ("denoising", "statistics")},
+        "memory": memory(jobs[0], layers, peaks if parts.device.type == "cuda" else {}),
         "rounds": found,
         "medians": medians(found, calls, samples, len(jobs), len(layers), method.steps),
     }
+
+
+def memory(job: Job, layers: Mapping[str, nn.Linear], peaks: Mapping[str, int]) -> dict[str, int]:
+    """Bytes held of a concept of the group and by one step's moments, and the device's peaks where there are any.
+
+    A processor's would be that of the whole process, whatever ran last.
+    """
+    weights = [layer.weight for layer in layers.values()]
+    held = sum(job.evidence(torch.empty_like(weight, device="meta")).nbytes for weight in weights)
+    moments = MOMENTS * job.dtype.itemsize * sum(weight.numel() for weight in weights)
+    return {"concept": held, "moments": moments} | {f"peak_{name}": peaks[name] for name in PEAKS if name in peaks}
 
 
 def denoising(model: DiffusionModel, jobs: Sequence[Job]) -> None:
@@ -211,6 +226,12 @@ def rows(result: Mapping[str, Any]) -> list[str]:
         "thresholds in all, share of statistics": f"{own['thresholds_share_of_statistics']:.1%}",
         "Eq. 4-6, ms a concept": f"{own['selection_ms_per_concept']:.1f}",
     }
+    held = result["memory"]
+    values |= {
+        "held of a concept until the pass ends, MB": f"{held['concept'] / 1e6:.1f}",
+        "moments of one step, MB": f"{held['moments'] / 1e6:.1f}",
+    }
+    values |= {f"peak of {name}, GB": f"{held[f'peak_{name}'] / 1e9:.2f}" for name in PEAKS if f"peak_{name}" in held}
     return [f"| {what} | {value} |" for what, value in values.items()]
 
 

@@ -1,6 +1,7 @@
 """Models of SD's classes with random weights, to measure speed with: it does not depend on what the weights are.
 
-sd15     SD 1.5's sizes in float16 (2 GB on disk); the tokenizer knows letters only
+sd15     SD 1.5's sizes in float16 (2 GB on disk); the tokenizers know letters only
+sdxl     SDXL's (7 GB)
 small    a UNet of two levels with 32 and 64 channels, pictures of 64 pixels, for a processor
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .architectures import CLIP_L, SD_UNET, VAE
+from .architectures import CLIP_G, CLIP_L, SD_UNET, SDXL_UNET, VAE
 
 SMALL_UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -34,8 +35,15 @@ SMALL_VAE: dict[str, Any] = {
 SMALL_TEXT: dict[str, Any] = {
     **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 }
+# By size: UNet, VAE, text encoders.
+PARTS: dict[str, tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]] = {
+    "sd15": (SD_UNET, VAE, [CLIP_L]),
+    "sdxl": (SDXL_UNET, VAE, [CLIP_L, CLIP_G]),
+    "small": (SMALL_UNET, SMALL_VAE, [SMALL_TEXT]),
+}
 SETTINGS = {
     "sd15": ["model=sd15", "model.name=sd15-random", "model.words='SD 1.5 with random weights'"],
+    "sdxl": ["model=sdxl", "model.name=sdxl-random", "model.words='SDXL with random weights'"],
     "small": ["model=folder", "model.name=small-random", "model.words='a small model with random weights'"],
 }
 
@@ -51,13 +59,14 @@ def random_model(size: str) -> Iterator[list[str]]:
 def _save(size: str, folder: Path) -> None:
     """Write a diffusers folder."""
     import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import UNet2DConditionModel as UNet
     from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     from harness.loading import quiet_libraries
 
-    unet, vae, text = (SD_UNET, VAE, CLIP_L) if size == "sd15" else (SMALL_UNET, SMALL_VAE, SMALL_TEXT)
+    unet, vae, texts = PARTS[size]
     torch.manual_seed(0)
     letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -65,16 +74,22 @@ def _save(size: str, folder: Path) -> None:
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if size == "small":
         tokens["vocab_size"] = len(words)
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(**vae),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**text, **tokens)),
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**unet),
-        scheduler=PNDMScheduler(
+    parts = {
+        "vae": AutoencoderKL(**vae),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**texts[0], **tokens)),
+        "tokenizer": tokenizer,
+        "unet": UNet(**unet),
+        "scheduler": PNDMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True,
             set_alpha_to_one=False, steps_offset=1,
         ),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+    }  # fmt: skip
+    if len(texts) == 2:
+        second = CLIPTextModelWithProjection(CLIPTextConfig(**texts[1], **tokens))
+        pipe = StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer)
+    else:
+        pipe = StableDiffusionPipeline(
+            **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
     with quiet_libraries():
-        pipe.to(torch.float16 if size == "sd15" else torch.float32).save_pretrained(folder)
+        pipe.to(torch.float32 if size == "small" else torch.float16).save_pretrained(folder)

@@ -131,6 +131,7 @@ def test_closed_forms_are_timed_on_fifty_concepts(settings, tmp_path, monkeypatc
         ([], ["pictures", "judges", "startup", "closed", "masks", "stored"]),
         (["--released", "clone"], ["pictures", "judges", "startup", "closed", "masks", "stored", "released"]),
         (["--random"], ["pictures", "closed", "masks"]),
+        (["--random", "model=sdxl"], ["pictures", "closed", "masks"]),
         (["--parts", "masks,closed", "--profile"], ["masks", "closed"]),
     ],
 )
@@ -146,19 +147,40 @@ def test_every_part_has_its_turn_on_the_model_that_is_meant(options, parts, tmp_
     assert bench.main([*options, "seed=1"]) == (1 if "stored" in parts else 0)
     assert [name for name, *_ in seen] == parts
     for name, settings, more in seen:
-        size = "sd15" if "--random" in options else "small" if name == "released" else None
+        asked = "sdxl" if "model=sdxl" in options else "sd15"
+        size = asked if "--random" in options else "small" if name == "released" else None
         assert settings == [*([f"model={size}"] if size else []), "seed=1"]
         defaults: dict[str, Any] = {"masks": {"steps": None, "concepts": 2}, "released": {"folder": Path("clone")}}
         own = defaults.get(name, {})
         assert more == own | ({"profile": True} if "--profile" in options and name == "masks" else {})
 
 
-def test_random_weights_are_a_model_like_any_other(tmp_path):
-    with random_weights.random_model("small") as settings, initialize_config_dir(str(cli.CONF), version_base="1.3"):
+# SDXL's parts and their joints, with few channels.
+SMALL_SDXL = (
+    random_weights.SDXL_UNET
+    | {
+        "block_out_channels": (32, 64, 64),
+        "attention_head_dim": 8,
+        "transformer_layers_per_block": (1, 1, 2),
+        "cross_attention_dim": 128,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 32,
+    },
+    random_weights.SMALL_VAE,
+    [random_weights.SMALL_TEXT, random_weights.SMALL_TEXT | {"projection_dim": 32}],
+)
+
+
+@pytest.mark.parametrize(
+    ("size", "pixels", "sampler", "width", "layers"), [("small", 64, "pndm", 64, 7), ("sdxl", 1024, "euler", 128, 17)]
+)
+def test_random_weights_are_a_model_like_any_other(size, pixels, sampler, width, layers, monkeypatch):
+    monkeypatch.setitem(random_weights.PARTS, "sdxl", SMALL_SDXL)
+    with random_weights.random_model(size) as settings, initialize_config_dir(str(cli.CONF), version_base="1.3"):
         parts = setup(compose("config", [*settings, "edit_only=true", "device=cpu"]))
         model = parts.model()
-        assert (model.name, model.size, parts.sampler.name) == ("small-random", 64, "pndm")
-        assert model.encode(["a church"]).hidden.shape == (1, 77, 64) and len(model.layers("ffn2")) == 7
+        assert (model.name, model.size, parts.sampler.name) == (f"{size}-random", pixels, sampler)
+        assert model.encode(["a church"]).hidden.shape == (1, 77, width) and len(model.layers("ffn2")) == layers
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -40,6 +40,8 @@ def test_the_masks_cost_is_measured_in_paired_rounds(settings, tmp_path, capsys)
     # which two prompts of a chunk share an unconditional row.
     assert result["unet_samples"] == {"denoising": 2 * 3 * 3, "statistics": (3 + 2) * 3}
     assert result["concepts"] == 2 and result["steps"] == 1
+    # Five bytes a weight of a concept, and two float32 arrays of the layers' size.
+    assert result["memory"]["concept"] / 5 == result["memory"]["moments"] / 8 > 0
     parts = {"denoising", "statistics", "products", "thresholds", "sorts", "selection"}
     assert [set(seconds) for seconds in result["rounds"]] == [parts] * 2
     own, rounds = result["medians"], result["rounds"]
