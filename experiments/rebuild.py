@@ -3,7 +3,8 @@
 Records are those of an experiment's own runs and those under results/records. What is written, without a list of names:
 
     EXPERIMENT.md          its table; not of a published one that ran on another model only, such as the tiny world
-    EXPERIMENT.md, .png    of a sweep over one method's own values the front; of a figure its notes and the drawing
+    EXPERIMENT.md, .png    of a sweep over one method's own values the front; of one over methods and tasks all of them
+                           in one table; of a figure its notes and the drawing
     FOLDER.md, .png        of a folder with a search the comparison of its methods, and FOLDER_test.png; of any other
                            folder the plain tables
     FOLDER_stages.md       what came back, of a folder with records of schedule=sequential
@@ -22,7 +23,7 @@ from typing import Any
 
 from harness.files import write_atomic
 
-from . import catalogue, figures, front, methods, stages, tables
+from . import catalogue, figures, front, methods, overview, stages, tables
 from .records import read_records
 from .search import TEST, TUNING
 
@@ -65,10 +66,19 @@ def of_experiment(name: str, records: Sequence[Record]) -> Page | None:
     experiment = catalogue.load(name)
     paper = experiment.paper
     if paper is None:
-        if records and experiment.sweep and all(key.startswith("method.") for key in experiment.sweep):
+        if not records:
+            return None
+        if experiment.sweep and all(key.startswith("method.") for key in experiment.sweep):
             found, tuning = front.sweeps(records)
             return Page(front.markdown(found, tuning), {"": partial(front.plot, found)})
-        return Page(tables.of_experiment(name, records, "md")) if records else None
+        text = tables.of_experiment(name, records, "md")
+        if {"task", "method"} <= set(experiment.sweep):
+            ordered = sorted(
+                records, key=lambda one: [_place(experiment.sweep, one, key) for key in ("task", "method")]
+            )
+            if above := overview.markdown(ordered):
+                return Page(f"{above}\n{text}", {"": partial(overview.draw, ordered)})
+        return Page(text)
     own = [record for record in records if record["task"] == experiment.config["task"]["name"]]
     if not any(paper.model in ("", record["model"]) for record in own):
         return None
@@ -78,6 +88,11 @@ def of_experiment(name: str, records: Sequence[Record]) -> Page | None:
     figure = figures.figure_of(name, own)
     notes = "\n".join([text, *(f"{note}  " for note in figure.notes)]) + "\n"
     return Page(notes, {"": partial(figures.draw, figure)})
+
+
+def _place(sweep: Mapping[str, Sequence[str]], record: Record, key: str) -> int:
+    """Where the record's value of a swept key stands in the sweep; what was run besides comes last."""
+    return sweep[key].index(record[key]) if record[key] in sweep[key] else len(sweep[key])
 
 
 def of_search(folder: Path) -> Page:

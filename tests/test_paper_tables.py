@@ -722,12 +722,17 @@ def test_whatever_is_kept_is_written_without_a_list_of_names(
     # A demo's record is of a published table's task, but on another model.
     write_record(Path("results/records/demo.json"), record([], task="imagenette_5v5", model="tiny"))
     assert rebuild.main(["tables"]) == 0
-    written = {path.stem: path.read_text() for path in Path("tables").iterdir()}
+    written = {path.stem: path.read_text() for path in Path("tables").glob("*.md")}
     assert set(written) == {
         "fia_table1", "fia_table4", "fia_table5", "tiny_tasks", "a_schedule", "a_schedule_stages", "records",
     }  # fmt: skip
     assert "Gate passed" in written["fia_table1"] and "+20.0 (tench)" in written["a_schedule_stages"]
     assert "### imagenette, model" in written["tiny_tasks"] and "### i2p, model" in written["tiny_tasks"]
+    # All methods on all tasks above them, in the order of the sweep, and as a picture.
+    assert written["tiny_tasks"].index("| method | imagenette: forget %") < written["tiny_tasks"].index(
+        "### imagenette"
+    )
+    assert [path.stem for path in Path("tables").glob("*.png")] == ["tiny_tasks"]
 
 
 def test_the_committed_tables_are_those_of_the_committed_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
