@@ -3,7 +3,7 @@
 The configuration lies in conf/; `python run.py --help` lists every choice. Exit codes: 0 done, 1 a run failed, 2 bad
 input (one line), 130 interrupted, 143 terminated. The last line of a successful run is `record: PATH`. With `-m` every
 combination of comma-separated values is run, a failed job does not stop the others, and one table of all of them ends
-the run. `accelerate launch --num_processes 8 run.py ...` makes one run on eight GPUs.
+the run. `accelerate launch --multi_gpu --num_processes 8 run.py ...` makes one run on eight GPUs.
 """
 
 from __future__ import annotations

@@ -217,12 +217,13 @@ class ConceptPrune:
             name: torch.zeros(tau, layer.in_features, dtype=dtype, device=model.device)
             for name, layer in layers.items()
         }
-        step = 0
+        step, rows = 0, 0
         text, noise = model.encode(prompts), model.latents([key["seed"]] * len(prompts), *size)
         chunks = range(0, len(prompts), self.chunk)
 
         def read(name: str, x: Tensor) -> None:
-            add_rows(norms[name][step], x)
+            # At the first call one unconditional row stands for those of all prompts.
+            add_rows(norms[name][step], torch.cat([x[:-rows].expand_as(x[-rows:]), x[-rows:]]))
 
         with (
             reading_inputs(layers, read),
@@ -236,9 +237,10 @@ class ConceptPrune:
 
             for start in chunks:
                 part = slice(start, start + self.chunk)
+                rows = len(noise[part])
                 model.denoise(
                     text[part], noise[part], self.sampler, self.sampler.guidance,
-                    size=size, stop_after=tau, on_call=on_call, both_halves=True,
+                    size=size, stop_after=tau, on_call=on_call, both_halves=True, same_start=True,
                 )  # fmt: skip
         for name, layer in norms.items():
             if not torch.isfinite(layer).all():

@@ -142,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             number = getattr(options, option)
             if number is not None and number < 1:
                 raise ValueError(f"--{option} {number}: at least 1")
+        other = [item for item in options.settings if item.startswith("model=") and item[6:] not in OF_GPUS]
+        if options.random and other:
+            raise ValueError(f"--random {other[0]}: random weights are made for {' and '.join(OF_GPUS)}")
         usual = OF_RANDOM_WEIGHTS if options.random else USUAL
         names = options.parts.split(",") if options.parts else [*usual, *(["released"] if options.released else [])]
         for name in names:

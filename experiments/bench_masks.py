@@ -8,8 +8,10 @@
     thresholds    Eq. 3's top r1 of every layer once, by selection; and `sorts`, by sorting
     selection     Eq. 4-6: the mask of one concept from what is kept of it
 
-The ratio is statistics to denoising, a median over paired rounds, every second of which runs backwards. The floor is
-the statistics' share of denoising's UNet samples plus products to denoising.
+On CUDA also the peaks of device memory of the first two, before anything that only the others need is there.
+The ratio is statistics to denoising, a median over paired rounds, every second of which runs backwards; beside it the
+same of one UNet sample, to which the shared rows give nothing. The floor is the statistics' share of denoising's UNet
+samples plus products to denoising.
 """
 
 from __future__ import annotations
@@ -18,19 +20,19 @@ import logging
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
 from fia.fia import FIA
-from fia.saliency import MOMENTS, Job, groups
+from fia.neurons import budget
+from fia.saliency import Job, groups, held
 from fia.saliency import measure as run_statistics
 from fia.statistics import DTYPES, products_of
 from harness.masks import kth_largest
-from harness.method import Meter
+from harness.method import Meter, StageCost
 from harness.model import DiffusionModel
 
 from .setup import setup
@@ -38,7 +40,7 @@ from .setup import setup
 log = logging.getLogger(__name__)
 
 SETTINGS = ("edit_only=true",)
-PEAKS = ("denoising", "statistics")
+Shape = tuple[int, int, int, int]  # of what a layer meets in a full batch: prompts, tokens, Cin, Cout
 CONCEPTS = 2  # a round on a processor takes half a minute with two
 
 
@@ -73,51 +75,45 @@ def measure(
         kept.clear()
         kept.update(run_statistics(model, jobs))
 
-    shapes = inputs(model, jobs[0])
-    halves = 2 if method.halves == "both" else 1
+    work: dict[str, Callable[[], Any]] = {"denoising": lambda: denoising(model, jobs), "statistics": with_statistics}
+    # Everything once unmeasured: kernels are chosen, memory is claimed and text features are kept.
+    peaks = {name: spent(run, model, parts.device).peak_memory_bytes for name, run in work.items()}
     exact = DTYPES[method.saliency_dtype]
-    random = {
-        name: [torch.randn(halves, shape[0], shape[1], n, device=model.device, dtype=exact) for n in shape[2:]]
-        for name, shape in shapes.items()
-    }
-    again = {name: layer.weight.to(exact) for name, layer in layers.items() if layer.weight.dtype != exact}
+    shapes = inputs(model, jobs[0])
+    random = operands(shapes.values(), 2 if method.halves == "both" else 1, exact, model.device)
     calls = method.steps * sum(
         math.ceil(len(prompts) / method.chunk) for prompts in (jobs[0].base, *(job.prompts for job in jobs))
     )
 
     def products() -> None:
-        for name, (x, y) in random.items():
-            products_of(x @ again[name].mT if name in again else y, x)
+        for shape in shapes.values():
+            x, y, weight = random[shape]
+            products_of(y if model.dtype == exact else x @ weight.mT, x)
 
     def thresholds(find: Callable[[torch.Tensor, int], Any]) -> Callable[[], None]:
         def run() -> None:
             for name in layers:
                 values = kept[jobs[0].concept, jobs[0].r1][f"strength/{name}"].to(model.device).flatten()
-                find(values, max(1, int(method.r1 * values.numel())))
+                find(values, budget(method.r1, values.numel()))
 
         return run
 
-    work = {
-        "denoising": lambda: denoising(model, jobs),
-        "statistics": with_statistics,
+    others: dict[str, Callable[[], Any]] = {
         "products": products,
         "thresholds": thresholds(kth_largest),
         "sorts": thresholds(lambda values, k: values.sort(descending=True).values[k - 1]),
         "selection": lambda: method.choose(kept[jobs[0].concept, jobs[0].r1], jobs[0], model.device),
     }
-    # Once unmeasured: kernels are chosen, memory is claimed and text features are kept.
-    for run in work.values():
+    for run in others.values():
         run()
+    work |= others
     found: list[dict[str, float]] = []
     samples: dict[str, int] = {}
-    peaks: dict[str, int] = {}
     for number in range(rounds):
         seconds = {}
         for name in list(work)[:: -1 if number % 2 else 1]:
-            meter = Meter(model, parts.device)
-            work[name]()
-            spent = meter.read()
-            seconds[name], samples[name], peaks[name] = spent.seconds, spent.unet_samples, spent.peak_memory_bytes
+            cost = spent(work[name], model, parts.device)
+            seconds[name], samples[name] = cost.seconds, cost.unet_samples
         found.append(seconds)
         log.info("round %d of %d", number + 1, rounds)
     return {
@@ -133,21 +129,35 @@ def measure(
         "concepts": len(jobs),
         "steps": method.steps,
         "unet_samples": {name: samples[name] for name in ("denoising", "statistics")},
-        "memory": memory(jobs[0], layers, peaks if parts.device.type == "cuda" else {}),
+        "memory": dict(zip(("concept", "moments"), held(model, jobs[0]), strict=True)),
+        # A processor's would be that of the whole process, whatever ran last.
+        "peaks": peaks if parts.device.type == "cuda" else {},
         "rounds": found,
         "medians": medians(found, calls, samples, len(jobs), len(layers), method.steps),
     }
 
 
-def memory(job: Job, layers: Mapping[str, nn.Linear], peaks: Mapping[str, int]) -> dict[str, int]:
-    """Bytes held of a concept of the group and by one step's moments, and the device's peaks where there are any.
+def spent(run: Callable[[], Any], model: DiffusionModel, device: torch.device) -> StageCost:
+    """What one call took."""
+    meter = Meter(model, device)
+    run()
+    return meter.read()
 
-    A processor's would be that of the whole process, whatever ran last.
+
+def operands(
+    shapes: Iterable[Shape], halves: int, dtype: torch.dtype, device: torch.device
+) -> dict[Shape, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Random X and Y of a full batch [halves, prompts, tokens, Cin or Cout], and W [Cout, Cin], by shape.
+
+    Once a shape, not once a layer: for SDXL's seventy layers they would take 33 GB.
     """
-    weights = [layer.weight for layer in layers.values()]
-    held = sum(job.evidence(torch.empty_like(weight, device="meta")).nbytes for weight in weights)
-    moments = MOMENTS * job.dtype.itemsize * sum(weight.numel() for weight in weights)
-    return {"concept": held, "moments": moments} | {f"peak_{name}": peaks[name] for name in PEAKS if name in peaks}
+    return {
+        shape: tuple(
+            torch.randn(size, device=device, dtype=dtype)
+            for size in ((halves, *shape[:2], shape[2]), (halves, *shape[:2], shape[3]), (shape[3], shape[2]))
+        )
+        for shape in dict.fromkeys(shapes)
+    }
 
 
 def denoising(model: DiffusionModel, jobs: Sequence[Job]) -> None:
@@ -161,10 +171,10 @@ def denoising(model: DiffusionModel, jobs: Sequence[Job]) -> None:
             model.denoise(model.encode(few), noise, how.sampler, how.sampler.guidance, **options)
 
 
-def inputs(model: DiffusionModel, job: Job) -> dict[str, tuple[int, int, int, int]]:
-    """What every measured layer meets in a full batch: (prompts, tokens, Cin, Cout) by name."""
+def inputs(model: DiffusionModel, job: Job) -> dict[str, Shape]:
+    """What every measured layer meets, by name."""
     layers = model.layers(job.kind)
-    seen: dict[str, tuple[int, int, int, int]] = {}
+    seen: dict[str, Shape] = {}
     prompts = job.prompts[: job.how.chunk]
 
     def reader(name: str) -> Callable[[Any, tuple[torch.Tensor, ...]], None]:
@@ -202,6 +212,7 @@ def medians(
         "denoising_ms_per_unet_sample": median(lambda s: 1000 * s["denoising"] / samples["denoising"]),
         "statistics_ms_per_unet_sample": median(lambda s: 1000 * s["statistics"] / samples["statistics"]),
         "ratio": median(lambda s: s["statistics"] / s["denoising"]),
+        "ratio_per_unet_sample": median(lambda s: s["statistics"] / (share * s["denoising"])),
         "floor": median(lambda s: share + calls * s["products"] / s["denoising"]),
         "ratio_to_floor": median(lambda s: s["statistics"] / (share * s["denoising"] + calls * s["products"])),
         "thresholds_ms_per_layer": median(lambda s: 1000 * s["thresholds"] / layers),
@@ -219,6 +230,7 @@ def rows(result: Mapping[str, Any]) -> list[str]:
         "bare denoising, ms a UNet sample": f"{own['denoising_ms_per_unet_sample']:.2f}",
         "with statistics, ms a UNet sample": f"{own['statistics_ms_per_unet_sample']:.2f}",
         "ratio": f"{own['ratio']:.3f}",
+        "ratio of a UNet sample": f"{own['ratio_per_unet_sample']:.3f}",
         "floor: share of UNet samples + products X^T Y : denoising": f"{own['floor']:.3f}",
         "ratio : floor": f"{own['ratio_to_floor']:.3f}",
         "threshold of Eq. 3, ms a layer": f"{own['thresholds_ms_per_layer']:.3f}",
@@ -226,12 +238,12 @@ def rows(result: Mapping[str, Any]) -> list[str]:
         "thresholds in all, share of statistics": f"{own['thresholds_share_of_statistics']:.1%}",
         "Eq. 4-6, ms a concept": f"{own['selection_ms_per_concept']:.1f}",
     }
-    held = result["memory"]
+    memory = result["memory"]
     values |= {
-        "held of a concept until the pass ends, MB": f"{held['concept'] / 1e6:.1f}",
-        "moments of one step, MB": f"{held['moments'] / 1e6:.1f}",
+        "held of a concept until the pass ends, MB": f"{memory['concept'] / 1e6:.1f}",
+        "moments of one step, MB": f"{memory['moments'] / 1e6:.1f}",
     }
-    values |= {f"peak of {name}, GB": f"{held[f'peak_{name}'] / 1e9:.2f}" for name in PEAKS if f"peak_{name}" in held}
+    values |= {f"peak of {name}, GB": f"{peak / 1e9:.2f}" for name, peak in result["peaks"].items()}
     return [f"| {what} | {value} |" for what, value in values.items()]
 
 

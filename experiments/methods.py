@@ -26,8 +26,9 @@ KEPT = {"preserve_accuracy": "preserve accuracy %", "clip": "CLIP score of other
 FAMILIES = ("forget_accuracy", "preserve_accuracy", "overall_score", "clip", "fid", "kid")
 COST = ["seconds to edit", "UNet samples", "peak memory GB"]
 COST_NOTE = (
-    "Cost: of one edit with nothing stored, without loading the model; a guided UNet call counts two samples; the peak "
-    "is that of the whole process."
+    "Cost: of one edit without loading the model, with nothing stored or, where earlier runs had made parts of it, a "
+    "little more; UNet samples are forward passes (a guided call counts two), the way back in training is not counted; "
+    "the peak is that of the whole process."
 )
 REPEATS_NOTE = "With repeats the cost is the first edit's."
 
@@ -213,9 +214,9 @@ def _has(records: Sequence[Mapping[str, Any]], family: str) -> bool:
 
 def _ends(metric: Mapping[str, Any]) -> tuple[float, float, float]:
     """Value and ends of the interval as they are shown; without an interval the value three times."""
-    scale = 100 if values.family(metric["id"]).endswith("accuracy") else 1
-    ends = [metric["value"] if metric[end] is None else metric[end] for end in ("low", "high")]
-    return scale * metric["value"], scale * ends[0], scale * ends[1]
+    scale = values.unit(metric["id"]).scale
+    low, high = (metric["value"] if end is None else end for end in values.ends(metric))
+    return scale * metric["value"], scale * low, scale * high
 
 
 def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -233,13 +234,17 @@ def markdown(folder: Path) -> str:
     """All tables of a search.
 
     Raises:
-        ValueError: the folder holds no records of a search.
+        ValueError: the folder holds no records of a search, or of more than one unedited model.
     """
     by_task, tuning = tested(folder), tuned(folder)
     if not by_task and not tuning:
         raise ValueError(
             f"{folder} has no records of a search: run python -m experiments.search FILE, or name its folder"
         )
+    records = [record for rows in by_task.values() for _, record in rows]
+    records += [point.record for found in tuning.values() for point in found]
+    if len({record["fingerprints"]["base"] for record in records}) > 1:
+        raise ValueError(f"{folder} has records of different unedited models; settings of one say nothing of another")
     parts = [scores(task, rows, tuning) for task, rows in by_task.items()]
     if tuning:
         task = next(iter(tuning.values()))[0].record["task"]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.values import ALL
 from harness.files import write_atomic
 
 from . import render, values
@@ -23,10 +24,6 @@ from .tables import models
 Record = Mapping[str, Any]
 # What is left of the rest, by the first of these families that has a value.
 REST = ("preserve_accuracy", "clip")
-NOTE = (
-    f"{values.MARK}: differs from the unedited model on the same prompts and noise (the 95 % interval of the paired "
-    "difference lies on one side of zero)."
-)
 
 
 @dataclass(frozen=True)
@@ -41,22 +38,20 @@ class Column:
     def key(self) -> tuple[str, str]:
         return self.task, self.id
 
-    @property
-    def title(self) -> str:
-        return values.title(self.id, [self.id])
-
 
 def columns(records: Sequence[Record]) -> list[Column]:
     """Two a task, in the order of the records; a task without scores has none.
 
     Raises:
-        ValueError: the unedited model's values differ within a task.
+        ValueError: the records are of two splits, or the unedited model's values differ within a task.
     """
+    splits = sorted({record["split"] for record in records})
+    if len(splits) > 1:
+        raise ValueError(f"records of the splits {' and '.join(splits)}; one table needs one")
     found: dict[tuple[str, str], Column] = {}
     for record in records:
         for families in (SCORES, REST):
-            metrics = (values.pick_family(record["unedited"], name) for name in families)
-            unedited = next((metric for metric in metrics if metric is not None and metric["value"] is not None), None)
+            unedited = _first(record["unedited"], families)
             if unedited is None:
                 continue
             own = Column(record["task"], unedited["id"], unedited)
@@ -65,15 +60,30 @@ def columns(records: Sequence[Record]) -> list[Column]:
     return list(found.values())
 
 
+def _first(metrics: Sequence[Mapping[str, Any]], families: Iterable[str]) -> Mapping[str, Any] | None:
+    """The aggregate with a value of the first family that has one; of several judges the suite's first."""
+    known = [metric for metric in metrics if metric["subject"] == ALL and metric["value"] is not None]
+    return next((metric for name in families for metric in known if values.family(metric["id"]) == name), None)
+
+
+def titles(shown: Sequence[Column]) -> list[str]:
+    """What stands above the columns, without the task."""
+    ids = [column.id for column in shown]
+    return [values.title(i, ids) for i in ids]
+
+
 def cells(records: Sequence[Record]) -> dict[str, dict[tuple[str, str], Mapping[str, Any]]]:
     """The entries by method and by the columns' keys.
 
     Raises:
-        ValueError: a method has two records of one task; see also `columns`.
+        ValueError: a method has two records of one task, or values of two presets; see also `columns`.
     """
     shown = columns(records)
+    presets: dict[str, str] = {}
     found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
     for record in records:
+        if presets.setdefault(record["method"], record["preset"]) != record["preset"]:
+            raise ValueError(f"{record['method']}: records of different presets; one row needs one")
         line = found.setdefault(record["method"], {})
         for column in shown:
             metric = values.pick(record["metrics"], column.id) if column.task == record["task"] else None
@@ -87,11 +97,15 @@ def markdown(records: Sequence[Record]) -> str:
     lines, shown = cells(records), columns(records)
     if not shown:
         return ""
-    header = ["method", *(f"{column.task}: {column.title}" for column in shown)]
+    header = ["method", *(f"{column.task}: {title}" for column, title in zip(shown, titles(shown), strict=True))]
     body = [["unedited", *(values.show(column.unedited, interval=False) for column in shown)]]
     body += [[name, *(values.marked(line.get(c.key), interval=False) for c in shown)] for name, line in lines.items()]
-    words = "What is left of the concepts (lower is better) and of the rest (higher is better)."
-    notes = [*models(records), NOTE]
+    words = f"What is left of the concepts and of the rest, {records[0]['split']} split, without intervals."
+    ids = list(dict.fromkeys(column.id for column in shown))
+    entries = [metric for line in lines.values() for metric in line.values()]
+    notes = [*models(records), *(values.legend(i, ids, entries) for i in ids), values.PAIRED]
+    if any(metric.get("repeats") for metric in entries):
+        notes.append(values.SPREAD)
     return "\n".join([*render.markdown(render.Table(words, header, body)), *(f"{note}  " for note in notes)]) + "\n"
 
 
@@ -118,11 +132,11 @@ def draw(records: Sequence[Record], path: Path) -> Path:
     image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for y, line in enumerate(lines.values()):
         for x, column in enumerate(shown):
-            colour = "black" if shares[y][x] > 0.55 else "white"
+            colour = "white" if shares[y][x] <= 0.55 else "black"  # a cell that says nothing is white itself
             text = values.show(line.get(column.key), interval=False)
             axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
     axes.set_yticks(range(len(lines)), list(lines), fontsize=8)
-    axes.set_xticks(range(len(shown)), [column.title.replace(" %", "\n%") for column in shown], fontsize=7)
+    axes.set_xticks(range(len(shown)), [title.replace(" %", "\n%") for title in titles(shown)], fontsize=7)
     for x, column in enumerate(shown):
         if x == 0 or shown[x - 1].task != column.task:
             axes.axvline(x - 0.5, color="white", linewidth=3)

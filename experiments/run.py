@@ -48,6 +48,7 @@ def benchmark(cfg: DictConfig) -> tuple[Record, Path]:
         PeerLost: another process of this run ended before its work was done.
     """
     team = join(str(cfg.device))
+    environment()  # the code that is here now is the one that runs
     with team.main_first():
         parts = setup(cfg, team)
     cost = Cost(parts.model, parts.device)

@@ -56,6 +56,11 @@ UNITS |= dict.fromkeys(("kid", "kid_vs_base"), Unit(" x1000", 1000, 1))
 DISTANCES = ("fid", "fid_vs_base", "kid", "kid_vs_base")
 # Behind a value of an edited model that differs from the unedited one's.
 MARK = "*"
+PAIRED = (
+    f"{MARK}: differs from the unedited model on the same prompts and noise (the 95 % interval of the paired "
+    "difference lies on one side of zero)."
+)
+SPREAD = "±: standard deviation over repeats with other seeds of edit and noise; two repeats: no interval."
 ARROWS = {True: "higher is better", False: "lower is better", None: "no direction"}
 
 
@@ -174,12 +179,9 @@ def remarks(ids: Iterable[str], metrics: Iterable[Mapping[str, Any]]) -> list[st
     entries = [m for m in metrics if m["id"] in set(ids)]
     lines = ["Brackets: 95 % intervals."]
     if any(m.get("repeats") for m in entries):
-        lines.append("±: standard deviation over repeats with other seeds of edit and noise; two repeats: no interval.")
+        lines.append(SPREAD)
     if any(m.get("difference") for m in entries):
-        lines.append(
-            f"{MARK}: differs from the unedited model on the same prompts and noise (the 95 % interval of the paired "
-            "difference lies on one side of zero). FID, KID and FSR are not compared in this way."
-        )
+        lines.append(f"{PAIRED} FID, KID and FSR are not compared in this way.")
     if any(family(i) in ("kid", "kid_vs_base") for i in ids):
         lines.append(
             "FID is too large by an amount that falls with n; KID is not, so it is the one to read where n is small, "

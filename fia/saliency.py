@@ -84,11 +84,15 @@ def group_that_fits(model: DiffusionModel, jobs: Sequence[Job]) -> int:
     """How many of these concepts one pass can hold: by the memory that is free now and the sizes of the layers."""
     size = LARGEST_GROUP
     for job in jobs:
-        weights = [torch.empty_like(layer.weight, device="meta") for layer in model.layers(job.kind).values()]
-        concept = sum(job.evidence(weight).nbytes for weight in weights)
-        moments = MOMENTS * sum(weight.numel() for weight in weights) * job.dtype.itemsize
-        size = min(size, fitting(concept, moments, free_bytes(model.device), free_bytes("cpu")))
+        size = min(size, fitting(*held(model, job), free_bytes(model.device), free_bytes("cpu")))
     return size
+
+
+def held(model: DiffusionModel, job: Job) -> tuple[int, int]:
+    """Bytes on the device: of one concept until its pass ends, and of the moments of one step."""
+    weights = [torch.empty_like(layer.weight, device="meta") for layer in model.layers(job.kind).values()]
+    moments = MOMENTS * job.dtype.itemsize * sum(weight.numel() for weight in weights)
+    return sum(job.evidence(weight).nbytes for weight in weights), moments
 
 
 def fitting(concept: int, moments: int, on_device: float, in_memory: float) -> int:

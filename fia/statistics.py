@@ -229,17 +229,18 @@ class _Readers:
 
 
 def one_prompt_each(x: Tensor, prompts: int, halves: str) -> Tensor:
-    """The rows of every prompt: [rows, tokens, n] as [1 or 2 halves, prompts, tokens, n], a view where there are all.
+    """The rows of every prompt: [rows, tokens, n] as [1 or 2 halves, prompts, tokens, n], a view where it can be one.
 
     The batch is [unconditional half; conditional half], as `DiffusionModel.trajectory` promises, and at the first call
     from a common start one unconditional row that stands for all.
     """
-    if len(x) == 1 + prompts:
-        x = torch.cat([x[:1].expand_as(x[1:]), x[1:]])
-    if len(x) != 2 * prompts:
+    if len(x) not in (1 + prompts, 2 * prompts):
         raise ValueError(f"a layer saw {len(x)} samples for {prompts} prompts; both guidance halves are needed")
-    x = x.reshape(2, prompts, -1, x.shape[-1])
-    return x if halves == "both" else x[1:] if halves == "cond" else x[:1]
+    if halves == "both" and len(x) == 2 * prompts:
+        return x.unflatten(0, (2, prompts))
+    cond = x[-prompts:]
+    uncond = x[:-prompts].expand_as(cond)
+    return torch.stack([uncond, cond]) if halves == "both" else (cond if halves == "cond" else uncond)[None]
 
 
 def _walks(model: DiffusionModel, prompts: Sequence[str], how: Calibration) -> list[tuple[int, Iterator[Tensor]]]:

@@ -311,6 +311,7 @@ class DiffusionModel:
         stop_after: int | None = None,
         on_call: Callable[[int, float], None] | None = None,
         both_halves: bool = False,
+        same_start: bool = False,
         in_threads: bool = False,
     ) -> Tensor:
         """Unit-variance noise in, latents out, both [n, channels, h, w]: a whole `trajectory` at once.
@@ -321,11 +322,12 @@ class DiffusionModel:
             size: (width, height) in pixels told to SDXL; by default the latents' own.
             stop_after: return the latents as they are after this many UNet calls.
             on_call: `on_call(i, timestep)` runs before UNet call i; it must not change weights.
-            both_halves, in_threads: see `trajectory`.
+            both_halves, same_start, in_threads: see `trajectory`.
         """
         walk = self.trajectory(
             conditioning, latents, sampler, guidance,
-            size=size, on_call=on_call, both_halves=both_halves, keep_text=True, in_threads=in_threads,
+            size=size, on_call=on_call, both_halves=both_halves, same_start=same_start, keep_text=True,
+            in_threads=in_threads,
         )  # fmt: skip
         return deque(itertools.islice(walk, None if stop_after is None else stop_after + 1), maxlen=1).pop()
 

@@ -290,8 +290,16 @@ def _validate_interval(found: Mapping[str, Any], where: str, may_lack: bool = Fa
 
 
 def environment() -> dict[str, Any]:
-    """Versions, code and hardware of this process, as JSON values. Never fails: what is unknown is null."""
-    return {"versions": dict(_versions()), "code": commit(REPOSITORY), "hardware": dict(_hardware())}
+    """Versions, code and hardware of this process, as JSON values. Never fails: what is unknown is null.
+
+    The code is that of the first call, which a run makes before it computes: a checkout may move while it does.
+    """
+    return {"versions": dict(_versions()), "code": dict(_code()), "hardware": dict(_hardware())}
+
+
+@functools.cache
+def _code() -> dict[str, Any]:
+    return commit(REPOSITORY)
 
 
 def commit(folder: Path) -> dict[str, Any]:

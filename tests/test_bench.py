@@ -224,6 +224,7 @@ def test_a_run_that_fails_is_not_timed():
         (["device=warp9"], "device"),
         (["--rounds", "0"], "at least 1"),
         (["--steps", "0"], "--steps 0: at least 1"),
+        (["--random", "--parts", "closed"], "--random model=folder: random weights are made for sd15 and sdxl"),
         (["--parts", "pictures,speed"], "--parts speed: there are pictures, judges"),
         (["--parts", "released"], "--parts released: say --released DIR"),
         (["--parts", "closed", "--profile"], "--profile: there is nothing to profile in closed; say --parts masks"),

@@ -231,7 +231,8 @@ def test_the_edit_is_the_union_of_single_masks(random_sd_model, count):
     shelf, concepts = Shelf(), CONCEPTS[:count]
     made = edit(random_sd_model, concepts, shelf)
     calls = random_sd_model.calls
-    assert calls == 2 * 3 * 2 * (1 + count)  # the reference prompts run once for all
+    # Two guided prompts, three steps, one unconditional row at the first; the reference prompts run once for all.
+    assert calls == (3 + 4 + 4) * (1 + count)
     singles = [edit(random_sd_model, [concept], shelf).tensors for concept in concepts]
     assert random_sd_model.calls == calls
     assert made.kind == "mask" and made.tensors.keys() == {f"{n}.weight" for n in random_sd_model.layers("ffn2")}

@@ -141,6 +141,8 @@ def test_one_prompt_each_repeats_the_unconditional_row_that_all_prompts_share():
     for halves in ("both", "cond", "uncond"):
         seen = one_prompt_each(torch.cat([one, cond]), 3, halves)
         assert torch.equal(seen, one_prompt_each(whole, 3, halves))
+    batch = torch.cat([one, cond])
+    assert one_prompt_each(batch, 3, "cond").data_ptr() == batch[1:].data_ptr(), "nothing is copied for that half"
 
 
 def test_moments_do_not_depend_on_batches():

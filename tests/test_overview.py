@@ -31,7 +31,7 @@ def record(method: str, task: str, left: float, kept: float | None, clip: float,
         "method": method, "task": task, "model": "tiny", "split": "test", "world": "", "note": "a small world",
         "metrics": metrics(left, kept, clip, left - 0.8), "config": {},
         "unedited": metrics(before, None if kept is None else 0.9, 80.0),
-        "fingerprints": {"base": "01" * 32},
+        "fingerprints": {"base": "01" * 32}, "preset": "",
     }  # fmt: skip
 
 
@@ -58,6 +58,7 @@ def test_a_task_shows_what_is_left_of_its_concepts_and_of_the_rest(tmp_path: Pat
         ["fia", "20.0 *", "45.0", "40.0 *", "40.00", "", ""],
         ["uce", "80.0", "90.0", "", "", "60.0 *", "88.00"],
     ]
+    assert "of the rest, test split" in out and "forget %: forget_accuracy/c, n = 20, lower is better." in out
     with Image.open(tmp_path / "all.png") as picture:
         assert picture.width > 400 and len(picture.convert("RGB").getcolors(2**24)) > 50
 
@@ -76,9 +77,30 @@ def test_a_cell_is_coloured_by_what_is_gone_or_left_of_the_unedited_value():
     assert share["uce", clip] == 1 and math.isnan(share["fia", clip])  # more than unedited is no more than all
 
 
+def test_of_several_judges_the_first_is_shown_and_headers_say_which():
+    """As in the suite of published judges, which has two CLIP encoders and several sets of parts."""
+    further = [entry("marker_images/d@0.5/strict", 0.1, False), entry("clip/n/x100", 20.0, True)]
+    explicit = RECORDS[-1] | {side: [*RECORDS[-1][side], *further] for side in ("metrics", "unedited")}
+    shown = overview.columns([*RECORDS[:-1], explicit])
+    assert [column.id for column in shown if column.task == "i2p"] == ["marker_images/d@0.5/8", "clip/m/x100"]
+    other = RECORDS[2] | {side: [entry("forget_accuracy/e", 0.5, False)] for side in ("metrics", "unedited")}
+    assert overview.titles(overview.columns([RECORDS[0], other])) == ["forget (c) %", "preserve %", "forget (e) %"]
+
+
+def test_every_value_of_the_picture_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A cell without a colour is white: its words are not. Here the unedited model draws nothing of the concepts."""
+    drawn = []
+    monkeypatch.setattr(overview.render, "save_chart", lambda figure, path: drawn.append(figure) or path)
+    overview.draw([record("fia", "5v5", 0.2, 0.45, 60.0, before=0.0)], tmp_path / "picture.png")
+    shown = [(text.get_text(), text.get_color()) for text in drawn[0].axes[0].texts[:4]]
+    assert shown == [("0.0", "black"), ("90.0", "black"), ("20.0", "black"), ("45.0", "white")]
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
+        (record("uce", "art", 0.4, 0.5, 40.0) | {"split": "tuning"}, "records of the splits test and tuning"),
+        (record("uce", "art", 0.4, 0.5, 40.0) | {"preset": "tiny"}, "uce: records of different presets"),
         (record("uce", "imagenette", 0.4, None, 40.0, before=0.81), "imagenette: records of other unedited pictures"),
         (record("fia", "5v5", 0.2, 0.45, 60.0), "5v5: two records of fia; one table needs one"),
     ],

@@ -804,6 +804,8 @@ def test_doing_nothing_forgets_no_concept(tmp_path: Path):
     """In the tiny world's own figure: what keeps its pictures and forgets nothing is beyond the limit at once."""
     section = catalogue.load("tiny_scaling").paper
     ids = {metric: source.id for metric, source in section.metrics.items()}
+    # A distance of another number of captions would not be drawn.
+    assert ids["fid_vs_base"].endswith(f"/n{catalogue.load('tiny_scaling').config['quality']['n']}")
 
     def run(method: str, size: int, left: float, clip: float, distance: float) -> dict:
         numbers = {"avg_forget_acc": left, "clip": clip, "fid_vs_base": distance}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import toy_suite
+from records_by_hand import write_record
 
 from experiments import front, methods, search
 from experiments.records import read_records
@@ -111,6 +113,16 @@ def test_all_methods_stand_in_one_table(found: Path, tmp_path: Path, capsys: pyt
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_settings_of_another_model_are_refused(found: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shutil.copytree(found / "test", tmp_path / "test")
+    other = tmp_path / "tuning" / "uce"
+    other.mkdir(parents=True)
+    for data in read_records((found / "tuning" / "uce").glob("*.json")):
+        write_record(other / "0.json", data | {"fingerprints": data["fingerprints"] | {"base": "0" * 64}})
+    assert methods.main([str(tmp_path)]) == 2
+    assert "records of different unedited models" in capsys.readouterr().err
+
+
 def test_a_task_that_keeps_no_classes_is_drawn_over_its_captions(tmp_path: Path):
     """As a task on all classes, whose preserve accuracy is empty; without captions either, there is nothing to draw."""
     kept = Path(__file__).parents[1] / "results" / "records" / "tiny_methods" / "test" / "searched" / "imagenette_5v5"
@@ -122,6 +134,14 @@ def test_a_task_that_keeps_no_classes_is_drawn_over_its_captions(tmp_path: Path)
     by_task = {"all": [("searched", whole)], "bare": [("searched", bare)], "defaults": [("defaults", whole)]}
     assert methods.plot_tested(by_task, tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert list(methods._searched(by_task)) == ["all"]
+
+
+def test_bars_are_the_intervals_of_the_table():
+    """In the unit of the family; two repeats have none there, so they have no bar."""
+    metric = {"id": "forget_accuracy/c", "value": 0.5, "low": 0.25, "high": 0.75}
+    assert methods._ends(metric) == (50.0, 25.0, 75.0)
+    assert methods._ends(metric | {"repeats": 2}) == (50.0, 50.0, 50.0)
+    assert methods._ends(metric | {"id": "clip/m/x100", "value": 75.0, "low": None, "high": None}) == (75.0,) * 3
 
 
 def test_bad_input_is_one_line(tmp_path: Path, place: Path, capsys: pytest.CaptureFixture):
