@@ -2,7 +2,8 @@
 
     denoising     bare denoising of the base prompts and of all concepts' prompts: same batches, sampler and steps
     statistics    the same prompts and steps with FIA's statistics and thresholds (Eq. 1-3): one pass for the concepts,
-                  whose first UNet calls have one unconditional row a batch, since all prompts start from one latent
+                  whose first UNet calls have one unconditional row a batch, since all prompts start from one latent,
+                  and whose last ones have only the half that counts, where `halves` names one
     products      only the products X^T Y that the exact cosine factor needs, at the layers' shapes and calls;
                   and Y = X W^T, where the layer rounds it to fewer digits than the statistics want
     thresholds    Eq. 3's top r1 of every layer once, by selection; and `sorts`, by sorting
@@ -10,8 +11,8 @@
 
 On CUDA also the peaks of device memory of the first two, before anything that only the others need is there.
 The ratio is statistics to denoising, a median over paired rounds, every second of which runs backwards; beside it the
-same of one UNet sample, to which the shared rows give nothing. The floor is the statistics' share of denoising's UNet
-samples plus products to denoising.
+same of one UNet sample, to which the rows that are spared give nothing. The floor is the statistics' share of
+denoising's UNet samples plus products to denoising.
 """
 
 from __future__ import annotations

@@ -232,8 +232,10 @@ def one_prompt_each(x: Tensor, prompts: int, halves: str) -> Tensor:
     """The rows of every prompt: [rows, tokens, n] as [1 or 2 halves, prompts, tokens, n], a view where it can be one.
 
     The batch is [unconditional half; conditional half], as `DiffusionModel.trajectory` promises, and at the first call
-    from a common start one unconditional row that stands for all.
+    from a common start one unconditional row that stands for all. The last call may have run only the half that counts.
     """
+    if len(x) == prompts and halves != "both":
+        return x[None]
     if len(x) not in (1 + prompts, 2 * prompts):
         raise ValueError(f"a layer saw {len(x)} samples for {prompts} prompts; both guidance halves are needed")
     if halves == "both" and len(x) == 2 * prompts:
@@ -244,7 +246,11 @@ def one_prompt_each(x: Tensor, prompts: int, halves: str) -> Tensor:
 
 
 def _walks(model: DiffusionModel, prompts: Sequence[str], how: Calibration) -> list[tuple[int, Iterator[Tensor]]]:
-    """One started trajectory per chunk of prompts, with the number of prompts in it."""
+    """One started trajectory per chunk of prompts, with the number of prompts in it.
+
+    Nothing follows the last call that counts: where one half of the guidance batch is read, it runs alone there.
+    """
+    ends_with = None if how.halves == "both" else (how.steps - 1, how.halves)
     conditioning = model.encode(prompts)
     walks = []
     for start in range(0, len(prompts), how.chunk):
@@ -252,7 +258,8 @@ def _walks(model: DiffusionModel, prompts: Sequence[str], how: Calibration) -> l
         n = len(prompts[start : start + how.chunk])
         latents = model.latents([how.seed] * n, *how.size)
         walk = model.trajectory(
-            part, latents, how.sampler, how.sampler.guidance, size=how.size, both_halves=True, same_start=True
+            part, latents, how.sampler, how.sampler.guidance,
+            size=how.size, both_halves=True, same_start=True, ends_with=ends_with,
         )  # fmt: skip
         next(walk)  # the starting latents; every further step is one UNet call
         walks.append((n, walk))

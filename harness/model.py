@@ -343,6 +343,7 @@ class DiffusionModel:
         on_call: Callable[[int, float], None] | None = None,
         both_halves: bool = False,
         same_start: bool = False,
+        ends_with: tuple[int, str] | None = None,
         keep_text: bool = False,
         in_threads: bool = False,
     ) -> Iterator[Tensor]:
@@ -350,9 +351,9 @@ class DiffusionModel:
 
         It advances only when the next latents are asked for, so many batches can walk in step.
 
-        Each UNet call sees the batch [unconditional half; conditional half], but for `same_start`. When every guidance
-        is exactly 1 the unconditional half would not count and only the conditional half runs, unless `both_halves`
-        asks for it.
+        Each UNet call sees the batch [unconditional half; conditional half], but for `same_start` and `ends_with`. When
+        every guidance is exactly 1 the unconditional half would not count and only the conditional half runs, unless
+        `both_halves` asks for it.
         No noise is added on the way (DDIM's eta is 0), so the starting latents decide everything.
 
         Arguments as in `denoise`, and:
@@ -360,6 +361,8 @@ class DiffusionModel:
         Args:
             same_start: the latents are the same in every row. Then the unconditional half of the first call is one row
                 instead of n: its batch is [1 unconditional row; conditional half].
+            ends_with: (i, `cond` or `uncond`): the walk ends with call i, for somebody who reads this half inside the
+                UNet. Only its rows run; guidance would want both, so the latents before that call are yielded again.
             keep_text: the text's keys and values of the first call serve all others. Nobody may change weights until
                 the walk ends, and they take memory that long: 8 MB a guided picture for SD 1.x in float16.
             in_threads: on a CPU, every thread computes a share of the batch by itself (`by_threads`). While
@@ -368,10 +371,12 @@ class DiffusionModel:
         rows = len(latents)
         if len(conditioning) != rows:
             raise ValueError(f"{len(conditioning)} prompts for {rows} latents")
+        last, half = ends_with or (None, "")
         scale = torch.as_tensor(guidance, dtype=torch.float32).expand(rows)
-        guided = both_halves or bool((scale != 1).any())
+        guided = both_halves or ends_with is not None or bool((scale != 1).any())
         scale = scale.to(self.device, self.dtype).view(rows, 1, 1, 1)
         text = Conditioning.cat([self.unconditional(rows), conditioning]) if guided else conditioning
+        whole = slice(0, len(text))
         extra = self._size_conditioning(text, latents, size)
         scheduler = self.scheduler(sampler)
         latents = latents.to(self.device, self.dtype) * scheduler.init_noise_sigma
@@ -382,15 +387,21 @@ class DiffusionModel:
         for i, t in enumerate(scheduler.timesteps):
             if on_call is not None:
                 on_call(i, t.item())
-            # Unconditional rows that would only repeat the last one of them.
-            skipped = rows - 1 if same_start and guided and i == 0 else 0
-            batch = torch.cat([latents, latents])[skipped:] if guided else latents
+            run = whole
+            if i == last:
+                run = slice(0, rows) if half == "uncond" else slice(rows, 2 * rows)
+            elif same_start and guided and i == 0:
+                run = slice(rows - 1, 2 * rows)  # the unconditional rows before this one would only repeat it
+            batch = torch.cat([latents, latents])[run] if guided else latents
             batch = scheduler.scale_model_input(batch, t)
-            added = {name: {key: x[skipped:] for key, x in conditions.items()} for name, conditions in extra.items()}
-            predicted = self._forward(batch, t, text.hidden[skipped:], None if skipped else kept, added, in_threads)
+            keeping = kept if run == whole else None
+            predicted = self._forward(batch, t, text.hidden[run], keeping, _rows(extra, run), in_threads)
             self.calls += len(batch)
+            if i == last:
+                yield latents
+                return
             if guided:
-                without, with_prompt = predicted.split([rows - skipped, rows])
+                without, with_prompt = predicted.split([len(batch) - rows, rows])
                 predicted = without + scale * (with_prompt - without)
             latents = scheduler.step(predicted, t, latents, return_dict=False)[0]
             yield latents
@@ -413,14 +424,13 @@ class DiffusionModel:
 
         def compute(rows: slice) -> Tensor:
             keeping = None if kept is None else {"kept": kept.setdefault((rows.start, rows.stop), {})}
-            added = {name: {key: x[rows] for key, x in conditions.items()} for name, conditions in extra.items()}
             return self.unet(
                 batch[rows],
                 t,
                 encoder_hidden_states=text[rows],
                 cross_attention_kwargs=keeping,
                 return_dict=False,
-                **added,
+                **_rows(extra, rows),
             )[0]
 
         return by_threads(compute, len(batch), self.device) if in_threads and free else compute(slice(0, len(batch)))
@@ -595,6 +605,11 @@ class AbsentModel:
 
     def __call__(self) -> DiffusionModel:
         raise ModelNotFound(self.reason)
+
+
+def _rows(extra: Mapping[str, Mapping[str, Tensor]], rows: slice) -> dict[str, dict[str, Tensor]]:
+    """These rows of what SDXL's UNet is told beside the text."""
+    return {name: {key: x[rows] for key, x in conditions.items()} for name, conditions in extra.items()}
 
 
 def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

@@ -23,13 +23,14 @@ def ffn2_layers(unet: nn.Module) -> dict[str, nn.Linear]:
     }
 
 
-def record(model, prompt: str, sampler, steps: int, seed: int) -> Record:
-    """Inputs of every FFN2 at the first UNet calls of one prompt; both guidance halves, flattened to rows."""
+def record(model, prompt: str, sampler, steps: int, seed: int, halves: str = "both") -> Record:
+    """Inputs of every FFN2 at the first UNet calls of one prompt; both guidance halves or one, flattened to rows."""
     seen: Record = {}
+    samples = {"both": [0, 1], "uncond": [0], "cond": [1]}[halves]
 
     def keep(name: str):
         def hook(_module, _args, output):
-            rows = output.detach().reshape(-1, output.shape[-1])
+            rows = output.detach()[samples].reshape(-1, output.shape[-1])
             seen.setdefault(name, []).append(rows.double().cpu().numpy())
 
         return hook
@@ -106,13 +107,13 @@ def pruned(masks: list[np.ndarray], alpha: float) -> np.ndarray:
 
 
 def concept_scores(
-    model, concept: list[str], base: list[str], sampler, steps: int, seed: int, r1: float, *, preset: str
+    model, concept: list[str], base: list[str], sampler, steps: int, seed: int, r1: float, *, preset: str, halves: str
 ) -> dict[str, np.ndarray]:
     """A of Eq. 3 by layer. `preset` is `paper` or `release`."""
     release = preset == "release"
     activity = released_activity if release else paper_activity
-    with_concept = [record(model, prompt, sampler, steps, seed) for prompt in concept]
-    without = [record(model, prompt, sampler, steps, seed) for prompt in base]
+    with_concept = [record(model, prompt, sampler, steps, seed, halves) for prompt in concept]
+    without = [record(model, prompt, sampler, steps, seed, halves) for prompt in base]
     result = {}
     for name, layer in ffn2_layers(model.unet).items():
         weight = layer.weight.detach().double().cpu().numpy()

@@ -135,6 +135,15 @@ def test_one_prompt_each_looks_at_the_batch_without_copying_it():
         one_prompt_each(batch, 2, "both")
 
 
+def test_one_prompt_each_takes_a_batch_of_the_half_that_counts_alone():
+    batch = torch.rand(3, 4, 2)
+    for halves in ("cond", "uncond"):
+        seen = one_prompt_each(batch, 3, halves)
+        assert seen.shape == (1, 3, 4, 2) and seen.data_ptr() == batch.data_ptr()
+    with pytest.raises(ValueError, match="3 samples for 3 prompts"):
+        one_prompt_each(batch, 3, "both")
+
+
 def test_one_prompt_each_repeats_the_unconditional_row_that_all_prompts_share():
     one, cond = torch.rand(1, 4, 2), torch.rand(3, 4, 2)
     whole = torch.cat([one, one, one, cond])
@@ -279,7 +288,7 @@ def slow_masks(model, preset: str, method: FIA) -> tuple[list[dict[str, np.ndarr
     for concept in CONCEPTS:
         prompts, base = contrast_pairs(concept, seed=method.seed, words=method.words)
         a = slow_fia.concept_scores(
-            model, prompts, base, SAMPLER, method.steps, method.seed, method.r1, preset=preset
+            model, prompts, base, SAMPLER, method.steps, method.seed, method.r1, preset=preset, halves=method.halves
         )  # fmt: skip
         scores.append(a)
         masks.append({n: slow_fia.mask(a[n], method.r2, zero_score=method.zero_score) for n in a})
@@ -293,11 +302,13 @@ def at_an_edge(scores: np.ndarray, i: int, j: int, r2: float) -> bool:
     return np.abs(scores[i, j] - edges).min() < 1e-4 * scores.max()
 
 
-@pytest.mark.parametrize("preset", ["release", "paper"])
-def test_masks_are_those_of_the_slow_reference(random_sd_model, preset):
+@pytest.mark.parametrize(
+    ("preset", "halves"), [("release", "both"), ("paper", "both"), ("paper", "cond"), ("paper", "uncond")]
+)
+def test_masks_are_those_of_the_slow_reference(random_sd_model, preset, halves):
     """The same masks, entry by entry. The two compute in float32 and float64, in different orders, so an entry may
     differ only where two scores around a threshold are closer than that; such near-ties are counted and bounded."""
-    method = FIA(**QUICK | (RELEASE if preset == "release" else {}))
+    method = FIA(**QUICK | {"halves": halves} | (RELEASE if preset == "release" else {}))
     scores, expected = slow_masks(random_sd_model, preset, method)
     found = method.masks(random_sd_model, CONCEPTS, 0, Shelf())
     differing = total = 0
@@ -402,6 +413,13 @@ def samples(walks: int, steps: int = QUICK["steps"]) -> int:
     """UNet samples of so many times the prompts, each time in one chunk, whose first call has one unconditional row."""
     assert len(WORDS) <= QUICK["chunk"]
     return walks * (2 * steps * len(WORDS) - (len(WORDS) - 1))
+
+
+@pytest.mark.parametrize("halves", ["cond", "uncond"])
+def test_the_last_call_runs_only_the_half_that_counts(random_sd_model, halves):
+    edit(random_sd_model, halves=halves)
+    walks = 1 + len(CONCEPTS)
+    assert random_sd_model.calls == samples(walks) - walks * len(WORDS)
 
 
 def test_selection_and_fusion_parameters_need_no_unet_call(random_sd_model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -85,6 +86,28 @@ def test_a_common_start_needs_one_unconditional_row_in_the_first_call(request, f
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="rows of the latents differ"):
         next(model.trajectory(text, model.latents([1, 1, 2]), sampler, same_start=True, **options))
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize("half", ["cond", "uncond"])
+def test_a_walk_can_end_with_a_call_of_one_half(request, family, half):
+    model, sampler = request.getfixturevalue(f"random_{family}_model"), Sampler("ddim", 4, 5.0)
+    text, noise = model.encode(["a dog", "a church"]), model.latents([1, 2])
+    layer = next(iter(model.layers("ffn2").values()))
+
+    def seen(**options):
+        inputs = []
+        handle = layer.register_forward_pre_hook(lambda layer, args: inputs.append(args[0]))
+        states = list(itertools.islice(model.trajectory(text, noise, sampler, 1.0, **options), 4))
+        handle.remove()
+        return inputs, states
+
+    plain, states = seen(both_halves=True)
+    ended, own = seen(ends_with=(2, half), keep_text=True)
+    assert [len(x) for x in ended] == [4, 4, 2] and len(own) == 4
+    rows = slice(0, 2) if half == "uncond" else slice(2, 4)
+    torch.testing.assert_close(ended[2], plain[2][rows], rtol=1e-4, atol=1e-4)
+    assert torch.equal(own[2], own[3]) and torch.equal(own[2], states[2])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
