@@ -74,10 +74,17 @@ def deviations(record: Record, expected: Mapping[str, Any], named: Sequence[str]
         root, _, rest = key.partition(".")
         if root not in (DECIDING if known else DECIDING[1:]) or key.rpartition(".")[2] in NOT_VALUES or key in named:
             continue
-        if key in own and _plain(own[key]) != _plain(expected.get(key)):
+        if key in own and _meant(own, key) != _meant(expected, key):
             words.append(f"{rest if root == 'method' else key} {_say(own[key])}")
     dtype, native = own.get("dtype"), own.get("model.dtype")
     return [*words, *([f"dtype {dtype}"] if native and dtype not in (None, "auto", native) else [])]
+
+
+def _meant(config: Mapping[str, Any], key: str) -> str:
+    """The value as it was meant: what a method was told to keep is the same where it is what the task keeps."""
+    value = config.get(key)
+    told = key.startswith("method.") and value and value == config.get("task.keep")
+    return "task.keep" if told else _plain(value)
 
 
 def of_the_edit(word: str) -> bool:

@@ -4,13 +4,14 @@
     r2: "${by_kind:{object: 0.007, style: 0.02, explicit: 0.01}}"     a value for each kind of task
     prompts: ${published:A,neutral}                                   a published list, or what a world has instead
     cleanfid: ${given:suite.photos}                                   whether another setting has a value
+    keep: ${all_but_first:${.x},${.classes}}                          a list without its beginning
 
 All give way to whatever the command line, a preset or an experiment file says instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import Container, OmegaConf
@@ -39,5 +40,10 @@ def given(key: str, *, _root_: Container) -> bool:
     return OmegaConf.select(_root_, key) is not None
 
 
-for resolver in (by_kind, while_default, published, given):
+def all_but_first(n: Any, items: Sequence[Any]) -> list[Any]:
+    """`items` without the first `n`; all of them where `n` is no number, which is for its own setting to refuse."""
+    return list(items)[n if isinstance(n, int) else 0 :]
+
+
+for resolver in (by_kind, while_default, published, given, all_but_first):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)

@@ -292,10 +292,10 @@ def nested_task(name: str, classes: Sequence[str], size: int, keep: Sequence[str
     return class_task(name, concepts=forget, keep=keep, **settings)
 
 
-def x_vs_y_task(name: str, classes: Sequence[str], x: int, **settings: Any) -> Task:
-    """A `class_task` that forgets the first `x` of `classes` and keeps all others (FIA, figure 4)."""
+def x_vs_y_task(name: str, classes: Sequence[str], x: int, keep: Sequence[str] | None = None, **settings: Any) -> Task:
+    """A `class_task` that forgets the first `x` of `classes` and keeps `keep`, by default all others (FIA figure 4)."""
     forget = _first("task.x", x, classes, len(classes) - 1)
-    return class_task(name, concepts=forget, keep=classes[x:], **settings)
+    return class_task(name, concepts=forget, keep=classes[x:] if keep is None else keep, **settings)
 
 
 def caption_list(suite: Mapping[str, Any], name: str | None) -> Any:

@@ -841,6 +841,21 @@ def test_a_figure_has_published_and_measured_series(tmp_path: Path, monkeypatch:
     assert any(note.startswith("GATE FAILED: SD v1.5") for note in figure.notes)
 
 
+def test_a_method_that_is_told_what_to_keep_has_one_line_along_figure_4():
+    group = [
+        record([entry(catalogue.load("fia_fig4").paper.metrics["avg_forget_acc"].id, "all", 0.1 * x, 0.01, 50)],
+               config=catalogue.load("fia_fig4", f"task.x={x}", "method=salun").config, method="salun",
+               task="imagenette_xvy")
+        for x in (2, 5, 7)
+    ]  # fmt: skip
+    assert [len(one["config"]["method"]["keep"]) for one in group] == [8, 5, 3]
+    (series,) = figures.figure_of("fia_fig4", group).measured["avg_forget_acc"]
+    assert (series.label, len(series.points)) == ("salun", 3)
+    group[0]["config"]["method"]["keep"] = ["church"]
+    labels = {one.label for one in figures.figure_of("fia_fig4", group).measured["avg_forget_acc"]}
+    assert labels == {"salun", 'salun, keep ["church"]'}
+
+
 def test_the_gate_of_figure_4_is_table_1_class_by_class():
     """Over all places of the axis: what is forgotten at one is still forgotten at the next."""
     id = catalogue.load("fia_fig4").paper.metrics["avg_forget_acc"].id

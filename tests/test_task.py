@@ -138,11 +138,12 @@ def test_nested_tasks_lie_in_each_other():
             nested_task("t", order, size, ["parachute"], kind="object")
 
 
-def test_x_vs_y_tasks_keep_the_rest():
-    task = x_vs_y_task("t", FIVE, 2, kind="object", n=1)
-    assert (task.forget, task.keep) == (FIVE[:2], FIVE[2:])
-    for x in (0, 5):
-        with pytest.raises(ValueError, match=r"task.x=.: how many of the 5 classes to forget, from 1 to 4"):
+def test_x_vs_y_tasks_forget_some_and_keep_others():
+    for keep, kept in ((None, FIVE[2:]), (FIVE[3:], FIVE[3:]), ([], ())):
+        task = x_vs_y_task("t", FIVE, 2, keep, kind="object", n=1)
+        assert (task.forget, task.keep) == (FIVE[:2], kept)
+    for x in (0, 5, "two"):
+        with pytest.raises(ValueError, match=r"task.x=.*: how many of the 5 classes to forget, from 1 to 4"):
             x_vs_y_task("t", FIVE, x, kind="object")
 
 
