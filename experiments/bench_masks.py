@@ -18,7 +18,6 @@ denoising's UNet samples plus products to denoising.
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,9 +81,9 @@ def measure(
     exact = DTYPES[method.saliency_dtype]
     shapes = inputs(model, jobs[0])
     random = operands(shapes.values(), 2 if method.halves == "both" else 1, exact, model.device)
-    calls = method.steps * sum(
-        math.ceil(len(prompts) / method.chunk) for prompts in (jobs[0].base, *(job.prompts for job in jobs))
-    )
+    # In full batches: what is left over in the end is a part of one.
+    full = next(iter(shapes.values()))[0]
+    calls = method.steps * sum(len(prompts) for prompts in (jobs[0].base, *(job.prompts for job in jobs))) / full
 
     def products() -> None:
         for shape in shapes.values():
@@ -197,13 +196,20 @@ def inputs(model: DiffusionModel, job: Job) -> dict[str, Shape]:
 
 def medians(
     found: Sequence[Mapping[str, float]],
-    calls: int,
+    calls: float,
     samples: Mapping[str, int],
     concepts: int,
     layers: int,
     steps: int,
 ) -> dict[str, float]:
-    """What the rounds say; ratios are taken within a round."""
+    """What the rounds say; ratios are taken within a round.
+
+    Args:
+        found: seconds of every part, by round.
+        calls: UNet calls of a full batch that the products are needed for.
+        samples: UNet samples of `denoising` and `statistics`.
+        concepts, layers, steps: how many there are.
+    """
     share = samples["statistics"] / samples["denoising"]
 
     def median(value: Callable[[Mapping[str, float]], float]) -> float:

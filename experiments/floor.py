@@ -68,13 +68,22 @@ class Floor:
         """Bytes a prompt and step: the least, and those of one tensor operation after the other (statistics.py).
 
         At least, X and Y are read once more and the running sum is read and written once a chunk of prompts. One
-        operation after the other also writes the product (and adds the other half to it), takes its absolute value,
-        writes the divisor, divides by it and sums the quotients up over the prompts of the chunk, whose sum is written
-        and added to the running one. The spread of the base prompts takes more.
+        operation after the other squares X and Y, sums the squares up and reads both for the product; before that it
+        takes the bias off the layer's output or, where that has fewer digits than the sums, widens X and multiplies it
+        by W. It then writes the product (and adds the other half to it), takes its absolute value, writes the divisor,
+        divides by it and sums the quotients up over the prompts of the chunk, whose sum is written and added to the
+        running one. The spread of the base prompts takes more.
+
+        Args:
+            element: bytes of an activation; sums have four.
         """
-        read = halves * element * sum(tokens * (rows + columns) for tokens, rows, columns in self.layers.values())
+        x = halves * sum(tokens * columns for tokens, _, columns in self.layers.values())
+        y = halves * sum(tokens * rows for tokens, rows, _ in self.layers.values())
+        norms_and_product = 4 * (3 + 1)
+        each_x, each_y = (element + 4 + 4, 4) if element < 4 else (0, 4 + 4)
         passes = 1 + 2 * (halves - 1) + 2 + 1 + 3 + 1
-        return read + 8 * self.weights // chunk, read + 4 * passes * self.weights + 16 * self.weights // chunk
+        plain = x * (each_x + norms_and_product) + y * (each_y + norms_and_product) + 4 * passes * self.weights
+        return element * (x + y) + 8 * self.weights // chunk, plain + 16 * self.weights // chunk
 
     @property
     def moments(self) -> int:

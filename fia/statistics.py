@@ -313,3 +313,4 @@ def contrast_each_step(
             ceilings = {name: _ceiling(base_moments.pop(name)) for name in layers}
             for index, walks in enumerate(concept_walks):
                 settle(index, advance(walks, spread=False), ceilings)
+            del ceilings  # or they would lie beside the next step's moments

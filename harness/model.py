@@ -278,7 +278,7 @@ class DiffusionModel:
             if lost > 0 and not self._warned_of_truncation:
                 self._warned_of_truncation = True
                 log.warning("prompts are cut after %d tokens; first: %r loses %d", ids.shape[1], prompt[:80], lost)
-            states = encoder(ids.to(self.device), output_hidden_states=self.is_xl)
+            states = encoder(_sent(ids, self.device), output_hidden_states=self.is_xl)
             hidden.append(states.hidden_states[-2] if self.is_xl else states[0])
             if self.is_xl:
                 pooled = states[0]  # the last encoder's, the one with a projection
@@ -298,7 +298,7 @@ class DiffusionModel:
             raise ValueError(f"picture sizes must be multiples of {self.factor}, got {width} x {height}")
         shape = (self.pipe.unet.config.in_channels, height // self.factor, width // self.factor)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(_seed32(seed))) for seed in seeds]
-        return torch.stack(noise).to(self.device, self.dtype)
+        return _sent(torch.stack(noise).to(self.dtype), self.device)
 
     def denoise(
         self,
@@ -384,7 +384,9 @@ class DiffusionModel:
         if same_start and not torch.equal(latents, latents[:1].expand_as(latents)):
             raise ValueError("same_start: the rows of the latents differ")
         yield latents
-        for i, t in enumerate(scheduler.timesteps):
+        # Of every timestep one on the device, for the UNet, which would else wait there for the call before.
+        there = _sent(scheduler.timesteps, self.device)
+        for i, (t, t_there) in enumerate(zip(scheduler.timesteps, there, strict=True)):
             if on_call is not None:
                 on_call(i, t.item())
             run = whole
@@ -395,7 +397,7 @@ class DiffusionModel:
             batch = torch.cat([latents, latents])[run] if guided else latents
             batch = scheduler.scale_model_input(batch, t)
             keeping = kept if run == whole else None
-            predicted = self._forward(batch, t, text.hidden[run], keeping, _rows(extra, run), in_threads)
+            predicted = self._forward(batch, t_there, text.hidden[run], keeping, _rows(extra, run), in_threads)
             self.calls += len(batch)
             if i == last:
                 yield latents
@@ -610,6 +612,11 @@ class AbsentModel:
 def _rows(extra: Mapping[str, Mapping[str, Tensor]], rows: slice) -> dict[str, dict[str, Tensor]]:
     """These rows of what SDXL's UNet is told beside the text."""
     return {name: {key: x[rows] for key, x in conditions.items()} for name, conditions in extra.items()}
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x`, which is on the CPU, on the device; from pageable memory a copy to CUDA waits for all that runs there."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

@@ -600,6 +600,27 @@ def test_device_memory_is_flat_in_steps_and_concepts(random_sd_model):
     assert peak(2, 4) - short < accumulator
 
 
+def test_a_step_holds_nothing_of_the_step_before(random_sd_model, monkeypatch):
+    """Live bytes when the moments of the base prompts are whole: two arrays of the layers' size at every step."""
+    layers, own, live = random_sd_model.layers("ffn2"), statistics._ceiling, []
+
+    def measured(moments):
+        if len(live) % len(layers) == 0:
+            gc.collect()
+            tensors = [o for o in gc.get_objects() if type(o) is torch.Tensor]
+            live.append(sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values()))
+        else:
+            live.append(0)
+        return own(moments)
+
+    monkeypatch.setattr(statistics, "_ceiling", measured)
+    how = Calibration(SAMPLER, steps=3, seed=1, size=(32, 32), chunk=2)
+    contrast_each_step(random_sd_model, layers, ["a road"], [["a thing on a road"]], how, lambda *_: None)
+    first, *later = live[:: len(layers)]
+    accumulator = sum(layer.weight.numel() * 4 for layer in layers.values())
+    assert len(later) == 2 and max(later) - first < accumulator / 4
+
+
 def test_device_memory_is_flat_in_groups(random_sd_model, monkeypatch):
     """Live bytes at every contrast, with Eq. 3's sums: two groups of two concepts take what one takes."""
     concepts = [Concept(name, "object") for name in ("church", "tench", "gas pump", "parachute")]
