@@ -131,7 +131,7 @@ def within(figure: Figure) -> list[str]:
             found = {
                 metric: one.points for metric in limits for one in series[metric] if one.label == label and one.points
             }
-            if set(found) != set(limits) or any(len(points) < 2 for points in found.values()):
+            if set(found) != set(limits) or any(len({p.x for p in points}) < 2 for points in found.values()):
                 lines.append(f"{label}: not measured in all of {', '.join(limits)} at two sizes or more.")
                 continue
             reached = {metric: reach(points, limits[metric]) for metric, points in found.items()}
@@ -201,7 +201,7 @@ def draw(figure: Figure, path: Path) -> Path:
         if metric in figure.paper.limits:
             axes.axhline(_level(figure.paper.limits[metric])[1], color="black", linestyle="--", linewidth=1)
         scale = figure.paper.metrics[metric].scale
-        axes.set_ylabel((paper_text.TITLES.get(metric) or metric) + (" %" if scale == 100 else ""))
+        axes.set_ylabel((paper_text.TITLES.get(metric) or metric) + paper_text.UNITS.get(scale, ""))
         axes.set_xlabel(figure.paper.x["title"])
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=6)

@@ -37,4 +37,7 @@ def free_gpu(count: int) -> int:
             continue
         _held = number, lock
         return number
-    raise RuntimeError(f"more jobs at once than GPUs ({count}): say hydra.launcher.n_jobs={count} (docs/launchers.md)")
+    raise RuntimeError(
+        f"more jobs at once than GPUs ({count}): with joblib say hydra.launcher.n_jobs={count}, with submitit_local "
+        f"ask for no more than {count} jobs (docs/launchers.md)"
+    )

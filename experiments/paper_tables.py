@@ -8,6 +8,7 @@ other concepts is no reproduction and is handed back apart, with the reason.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ EDIT, COST, POOL = "edit:", "cost:", "pool:"
 FEW_PICTURES = 10_000
 # Sources that are no metric: what a record says of its edit, what that cost, and what depends on all rows together.
 NO_METRICS = (EDIT, COST, POOL)
+# How a setting begins that tells repeated runs apart.
+SEED = "seed "
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Line:
         published, measured: by column.
         unedited: this is the unedited model's row.
         mean: this is the mean of the rows above it, which differ in the seed only.
+        runs: of the settings, those that other methods' rows have to share to be ranked together: what decides the
+            pictures, and the seed.
     """
 
     row: str
@@ -80,6 +85,7 @@ class Line:
     measured: Mapping[Column, Measured] = field(default_factory=dict)
     unedited: bool = False
     mean: bool = False
+    runs: tuple[str, ...] = ()
 
     def agrees(self, column: Column) -> bool | None:
         """Whether the published number lies in the measured interval; None where that cannot be said."""
@@ -154,6 +160,7 @@ def compare(
     inside, apart = sorted_out(paper, records, expected)
     found = gated(name, paper, cells, gate, inside, expected)
     lines = _pooled([*found.lines, *_lines(paper, cells, found.columns, inside, expected)], found.columns)
+    lines = [line for row in _by_row(lines) for line in (*row, *_repeated(row))]
     shown = {column.id for column in found.columns}
     entries = [m for r in inside for m in [*r["metrics"], *r["unedited"]] if m["id"] in shown]
     silent = sum(not measured(paper, found.columns, [*r["metrics"], *r["unedited"]], r) for r in inside)
@@ -248,7 +255,8 @@ def _gate_lines(
         if own:
             settings = [word for word in deviations(record, expected[""], named) if not of_the_edit(word)]
             key = json.dumps([(column.id, column.subject, found.value, found.n) for column, found in own.items()])
-            lines[key] = Line(paper.gate.row, "unedited", ", ".join(settings), published, own, True)
+            words = ", ".join(settings)
+            lines[key] = Line(paper.gate.row, "unedited", words, published, own, True, runs=tuple(settings))
     return _merged(lines.values()) or [Line(paper.gate.row, published=published, unedited=True)]
 
 
@@ -276,13 +284,14 @@ def _lines(
             settings += _made(record, wanted)
         own = measured(paper, columns, record["metrics"], record)
         if own:
-            line = Line(row, record["method"], ", ".join(settings), measured=own)
+            runs = tuple(word for word in settings if word.startswith(SEED) or not of_the_edit(word))
+            line = Line(row, record["method"], ", ".join(settings), measured=own, runs=runs)
             found.setdefault(row, []).append(line)
     lines = []
     for row, members in found.items():
         published = {c: cell for c in columns if (cell := printed.get((row, c.metric, c.subject)))}
         members = _merged(sorted(members, key=lambda line: (line.method, line.settings)))
-        lines += [replace(line, published=published) for line in [*members, *_repeated(members)] or [Line(row)]]
+        lines += [replace(line, published=published) for line in members or [Line(row)]]
     return lines
 
 
@@ -342,6 +351,11 @@ def _one_run(one: Line, other: Line) -> bool:
     return all(one.measured[column] == found for column, found in other.measured.items() if column in one.measured)
 
 
+def _by_row(lines: Iterable[Line]) -> list[list[Line]]:
+    """The lines of every published row, which stand together."""
+    return [list(row) for _, row in itertools.groupby(lines, key=lambda line: (line.unedited, line.row))]
+
+
 def _repeated(lines: Sequence[Line]) -> list[Line]:
     """Below rows that differ in the seed only: their mean and standard deviation.
 
@@ -350,14 +364,14 @@ def _repeated(lines: Sequence[Line]) -> list[Line]:
     """
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
-        words = [word for word in line.settings.split(", ") if word and not word.startswith("seed ")]
+        words = [word for word in line.settings.split(", ") if word and not word.startswith(SEED)]
         groups.setdefault((line.method, ", ".join(words)), []).append(line)
     means = []
     for (method, settings), group in groups.items():
         if len({line.settings for line in group}) == len(group) > 1:
             words = ", ".join([*([settings] if settings else []), f"mean of {len(group)} seeds"])
             mean = _mean([line.measured for line in group])
-            means.append(Line(group[0].row, method, words, measured=mean, mean=True))
+            means.append(Line(group[0].row, method, words, group[0].published, mean, mean=True))
     return means
 
 
@@ -372,8 +386,21 @@ def _mean(runs: Sequence[Mapping[Column, Measured]]) -> dict[Column, Measured]:
     return found
 
 
+def pools(lines: Sequence[Line]) -> list[list[int]]:
+    """Places of the lines that are ranked together: one run a method, all of one seed and of the same pictures.
+
+    The unedited model has no seed and stands in every pool of its pictures. A mean of seeds would count its runs twice.
+    """
+    found = []
+    for runs in dict.fromkeys(line.runs for line in lines if not (line.unedited or line.mean)):
+        pictures = tuple(word for word in runs if not word.startswith(SEED))
+        own = [line.runs == (pictures if line.unedited else runs) and not line.mean for line in lines]
+        found.append([place for place, chosen in enumerate(own) if chosen])
+    return found
+
+
 def _pooled(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
-    """The lines with the numbers that depend on all of them."""
+    """The lines with the numbers that depend on others; the unedited model's are those of its first pool."""
     lines = list(lines)
     for column in columns:
         if column.id not in POOLED:
@@ -384,17 +411,17 @@ def _pooled(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
         ]
         if None in sources:
             continue
-        # One run a row: a mean of seeds would count its runs twice.
-        chosen = [
-            i
-            for i, line in enumerate(lines)
-            if (pool.unedited or not line.unedited) and not line.mean and all(_known(line, s) for s in sources)
-        ]
-        numbers = [[s.scale * lines[i].measured[s].value for i in chosen] for s in sources]
-        if any(len(set(own)) < 2 for own in numbers):  # nothing to compare yet
-            continue
-        for i, value in zip(chosen, pool.rule(*numbers), strict=True):
-            lines[i] = replace(lines[i], measured={**lines[i].measured, column: Measured(value)})
+        for members in pools(lines):
+            chosen = [
+                i
+                for i in members
+                if (pool.unedited or not lines[i].unedited) and all(_known(lines[i], s) for s in sources)
+            ]
+            numbers = [[s.scale * lines[i].measured[s].value for i in chosen] for s in sources]
+            if any(len(set(own)) < 2 for own in numbers):  # nothing to compare yet
+                continue
+            for i, value in zip(chosen, pool.rule(*numbers), strict=True):
+                lines[i] = replace(lines[i], measured={column: Measured(value), **lines[i].measured})
     return lines
 
 

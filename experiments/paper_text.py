@@ -9,7 +9,7 @@ import string
 from collections.abc import Mapping, Sequence
 
 from . import render, values
-from .paper_tables import COST, FEW_PICTURES, NO_METRICS, POOL, Column, Comparison, Line, Measured
+from .paper_tables import COST, FEW_PICTURES, NO_METRICS, POOL, Column, Comparison, Line, Measured, pools
 from .published import AGGREGATES, Cell
 from .render import Table
 
@@ -130,10 +130,11 @@ def below(comparison: Comparison) -> list[str]:
             "amount that grows as n falls; KID is not."
         )
     for column in comparison.columns:
-        pool = [line for line in comparison.lines if column in line.measured and column.id.startswith(POOL)]
-        if pool:
-            rows = ", ".join(line.method + (f" ({line.settings})" if line.settings else "") for line in pool)
-            lines.append(f"{column_title(column)} depends on the rows compared, here: {rows}.")
+        for members in pools(comparison.lines) if column.id.startswith(POOL) else ():
+            ranked = [line for line in map(comparison.lines.__getitem__, members) if column in line.measured]
+            if ranked:
+                rows = ", ".join(line.method + (f" ({line.settings})" if line.settings else "") for line in ranked)
+                lines.append(f"{column_title(column)} depends on the rows compared, here: {rows}.")
     known = {finding.number: finding for found in comparison.flags.values() for finding in found}
     lines += [f"({letter}) {known[number].words}." for number, letter in _letters(comparison).items()]
     lines += silent(comparison)

@@ -6,11 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.releases import RELEASES
+
 from .published import Paper
 from .records import flat
 
 # Parts of a configuration that decide what is measured; the model is compared by itself, judges by their ids.
 DECIDING = ("method", "task", "sampler", "quality", "schedule", "order", "repeats", "seed")
+# Of the model, by what its pictures differ though the weights are the same, and where the weights lie.
+MODEL_KEYS = ("model.size", "model.vae_dtype")
+PLACE = ("model.path", "model.revision")
 NOT_VALUES = ("_target_", "_convert_", "name", "preset", "task_name")
 # What makes another task of one with the same name.
 TASK_KEYS = ("task.concepts", "task.keep")
@@ -72,24 +77,39 @@ def deviations(record: Record, expected: Mapping[str, Any], named: Sequence[str]
     words = [] if known else ["settings as recorded"]
     for key in dict.fromkeys([*expected, *own]):
         root, _, rest = key.partition(".")
-        if root not in (DECIDING if known else DECIDING[1:]) or key.rpartition(".")[2] in NOT_VALUES or key in named:
+        deciding = key in MODEL_KEYS or root in (DECIDING if known else DECIDING[1:])
+        if not deciding or key.rpartition(".")[2] in NOT_VALUES or key in named:
             continue
-        if key in own and _meant(own, key) != _meant(expected, key):
+        if key in own and meant(own, key) != meant(expected, key):
             words.append(f"{rest if root == 'method' else key} {_say(own[key])}")
     dtype, native = own.get("dtype"), own.get("model.dtype")
-    return [*words, *([f"dtype {dtype}"] if native and dtype not in (None, "auto", native) else [])]
+    if native and dtype not in (None, "auto", native):
+        words.append(f"dtype {dtype}")
+    return [*words, *_unknown_weights(own, expected)]
 
 
-def _meant(config: Mapping[str, Any], key: str) -> str:
-    """The value as it was meant: what a method was told to keep is the same where it is what the task keeps."""
+def _unknown_weights(own: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Words where the weights came from another place than the experiment's and are not known to be its release's."""
+    (path, revision), (release, pinned) = ([config.get(key) for key in PLACE] for config in (own, expected))
+    if (path, revision) == (release, pinned) or (own.get("model.published") and release in RELEASES):
+        return []
+    return [f"weights unknown: {path}" + (f" at {revision}" if path == release else "")]
+
+
+def meant(config: Mapping[str, Any], key: str) -> str:
+    """The value in a flat configuration as it was meant: what a method was told to keep is the same where it is what
+    the task keeps, and so is what a task keeps where it is all that it does not forget."""
     value = config.get(key)
-    told = key.startswith("method.") and value and value == config.get("task.keep")
-    return "task.keep" if told else _plain(value)
+    if key.startswith("method.") and value and value == config.get("task.keep"):
+        return "task.keep"
+    if key == "task.keep" and "task.x" in config and value == config["task.classes"][config["task.x"] :]:
+        return "the rest of task.classes"
+    return _plain(value)
 
 
 def of_the_edit(word: str) -> bool:
     """Whether a deviation concerns the edit only, so that it says nothing about the unedited model's row."""
-    return not word.startswith(("task.", "sampler.", "quality.", "repeats ", "dtype "))
+    return not word.startswith(("task.", "sampler.", "quality.", "model.", "repeats ", "dtype ", "weights "))
 
 
 def hardware(record: Record, device: str) -> str:

@@ -20,7 +20,7 @@ from harness.i2p import MODES
 from harness.lists import SOURCES
 
 from . import catalogue
-from .settings import hardware, sorted_out
+from .settings import TASK_KEYS, deviations, hardware, sorted_out
 from .tables import kept_places, records_of
 
 # Bytes of one stored PNG a pixel: measured on photos, an upper bound for drawings.
@@ -110,14 +110,20 @@ class Time:
 
 
 def time(name: str, records: list[dict[str, Any]]) -> Time:
-    """The time of an experiment, from these records."""
+    """The time of an experiment, from those of these records that are whole runs of it: neither smaller nor larger."""
     experiment = catalogue.load(name)
+    paper = experiment.paper
     own = [record for record in records if record["task"] == experiment.config["task"]["name"]]
     expected = catalogue.expected(name, [record["method"] for record in own])
-    inside, _ = sorted_out(experiment.paper, own, expected, ("task.concepts", "task.keep"))
-    places = {hardware(record, record["cost"].get("device", "")) for record in inside}
+    swept = [*experiment.sweep, *(override.partition("=")[0] for override in paper.also)]
+    # Where a setting of the task is swept, every value has concepts of its own.
+    skipped = TASK_KEYS if any(key.startswith("task.") for key in swept) else ()
+    inside, _ = sorted_out(paper, own, expected, skipped)
+    named = (*swept, *skipped)
+    whole = [one for one in inside if not deviations(one, expected.get(one["method"], expected[""]), named)]
+    places = {hardware(record, record["cost"].get("device", "")) for record in whole}
     where = places.pop() if len(places) == 1 else ""
-    return Time(sum(record["cost"]["seconds"] for record in inside), len(inside), where)
+    return Time(sum(record["cost"]["seconds"] for record in whole), len(whole), where)
 
 
 def table(kept: Mapping[str, list[dict[str, Any]]]) -> str:

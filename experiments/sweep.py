@@ -138,23 +138,30 @@ def rescue() -> None:
 
 
 def gather(place: Path) -> None:
-    """Print the table of all finished jobs below `place`, then one line a failed job (also kept in `failures`)."""
+    """Print what all finished jobs below `place` measured, one table a task and model, then one line a failed job (also
+    kept in `failures`)."""
     outcomes = _outcomes(place)
     records = [Path(outcome["record"]) for outcome in outcomes if outcome["record"]]
     if records:
         from .compare import against_first
-        from .tables import markdown, read_records
+        from .tables import about, of_records, read_records
 
-        table = markdown(read_records(records))
-        print(f"\n{table}")
-        (place / "table.md").write_text(table, encoding="utf-8")
-        try:
-            differences = "\n".join(against_first(records))
-        except Exception as error:  # a supplement to what stands already
-            differences = f"No differences between methods: {error}"
-        if differences:
-            print(differences)
-            (place / "table.md").write_text(f"{table}\n{differences}\n", encoding="utf-8")
+        groups: dict[tuple[str, ...], list[Path]] = {}
+        for path, record in zip(records, read_records(records), strict=True):
+            groups.setdefault(about(record), []).append(path)
+        parts = []
+        for paths in groups.values():
+            parts.append(of_records(read_records(paths), "md"))
+            print(f"\n{parts[-1]}")
+            (place / "table.md").write_text("\n".join(parts), encoding="utf-8")
+            try:
+                differences = "\n".join(against_first(paths))
+            except Exception as error:  # a supplement to what stands already
+                differences = f"No differences between methods: {error}"
+            if differences:
+                print(differences)
+                parts.append(f"{differences}\n")
+                (place / "table.md").write_text("\n".join(parts), encoding="utf-8")
     for outcome in outcomes:
         if outcome["error"]:
             failures.append(f"{' '.join(outcome['overrides'])}: {outcome['error']}")

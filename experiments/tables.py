@@ -3,9 +3,10 @@
     python -m experiments.tables results/records             every record of a folder
     python -m experiments.tables fia_table1                  an experiment, the published table beside it
 
-One row a record: method, the settings in which the records differ, n, and the values with their 95 % intervals; scores
-of the task's classes in one table, general quality in another. Shares are percent. Two metric ids never share a column,
-and every table says which model it is about. Records without scores (`edit_only=true`) are counted, not shown.
+One row a record: method, preset and settings where the records differ in them, n, and the values with their 95 %
+intervals; scores of the task's classes in one table, general quality in another. Shares are percent. Two metric ids
+never share a column, and every table says which model it is about. Records without scores (`edit_only=true`) are
+counted, not shown.
 How a published table is compared: paper_tables.py. All tables of kept records, into files: rebuild.py.
 """
 
@@ -26,7 +27,7 @@ from . import catalogue, paper_tables, paper_text, published, render, values
 from .published import Paper
 from .records import find, flat, read_records
 from .render import Table
-from .settings import hardware
+from .settings import hardware, meant
 
 # Where records that document a claim are kept, beside the folder of an experiment's own runs.
 KEPT = "results/records"
@@ -53,10 +54,10 @@ def differing(records: Sequence[Mapping[str, Any]]) -> list[str]:
         if key.startswith("method."):
             groups: dict[str, set[str]] = {}
             for record, one in zip(records, settings, strict=True):
-                groups.setdefault(record["method"], set()).add(json.dumps(one.get(key)))
+                groups.setdefault(record["method"], set()).add(meant(one, key))
             if any(len(group) > 1 for group in groups.values()):
                 found.append(key)
-        elif len({json.dumps(one.get(key)) for one in settings}) > 1:
+        elif len({meant(one, key) for one in settings}) > 1:
             found.append(key)
     return found
 
@@ -82,22 +83,21 @@ def tables(records: Sequence[Mapping[str, Any]], sd: bool = False) -> list[Table
     shown = values.headline_ids(records)
     for i in shown:
         require_one_n(i, records)
-    keys = differing([record for record in records if record["metrics"]])
+    scored = [record for record in records if record["metrics"]]
+    keys, presets = differing(scored), _presets(scored)
     found = []
     for name, ids in values.groups(shown).items():
-        header = ["method", *(_short(key, keys) for key in keys), "n", *(values.title(i, shown) for i in ids)]
+        settings = [*presets, *(_short(key, keys) for key in keys)]
+        header = ["method", *settings, "n", *(values.title(i, shown) for i in ids)]
         measured = [r for r in records if any(values.pick(r["metrics"], i) for i in ids)]
-        lines = [
-            (r["method"], [_cell(flat(r["config"]).get(key)) for key in keys], r, _picked(r["metrics"], ids))
-            for r in measured
-        ]
+        lines = [(r["method"], _settings(r, presets, keys), r, _picked(r["metrics"], ids)) for r in measured]
         unedited = [_picked(r.get("unedited", []), ids) for r in measured]
         shared = all(metrics == unedited[0] for metrics in unedited) and unedited[0]
         if shared and not any(r["method"] == "none" for r in measured):
-            lines.insert(0, ("unedited", [""] * len(keys), measured[0], unedited[0]))
+            lines.insert(0, ("unedited", [""] * len(settings), measured[0], unedited[0]))
         body = [
-            [who, *settings, _n(record, name, metrics), *(_value(values.pick(metrics, i), sd) for i in ids)]
-            for who, settings, record, metrics in lines
+            [who, *said, _n(record, name, metrics), *(_value(values.pick(metrics, i), sd) for i in ids)]
+            for who, said, record, metrics in lines
         ]
         found.append(Table(CAPTIONS[name], header, body))
     return found
@@ -148,10 +148,10 @@ def as_csv(records: Sequence[Mapping[str, Any]], sd: bool = False) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     parts = {"": "value", ":low": "low", ":high": "high", ":n": "n"} | ({":sd": "sd"} if sd else {})
-    writer.writerow(["method", "model", "task", *keys, "n", *(f"{i}{part}" for i in ids for part in parts)])
+    presets = _presets(scored)
+    writer.writerow(["method", "model", "task", *presets, *keys, "n", *(f"{i}{part}" for i in ids for part in parts)])
     for record in scored:
-        settings = flat(record["config"])
-        cells = [record["method"], record["model"], record["task"], *(_cell(settings.get(k)) for k in keys)]
+        cells = [record["method"], record["model"], record["task"], *_settings(record, presets, keys)]
         cells.append(_a_class(record))
         for i in ids:
             metric = values.pick(record["metrics"], i) or {}
@@ -177,16 +177,21 @@ HEADINGS = {"md": "### {}\n\n", "csv": "", "latex": "% {}\n", "html": "<h2>{}</h
 
 
 def of_records(records: Sequence[Mapping[str, Any]], form: str, sd: bool = False) -> str:
-    """One table a task and unedited model (a world that was trained again is another model): rows of different ones
-    have nothing to compare. `sd` as in `tables`."""
+    """One table for all records of which `about` is the same. `sd` as in `tables`."""
     groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for record in records:
-        key = (record["task"], record["model"], record["split"], record["fingerprints"]["base"])
-        groups.setdefault(key, []).append(record)
+        groups.setdefault(about(record), []).append(record)
     return "\n".join(
-        HEADINGS[form].format(f"{task}, model {model}") + FORMATS[form](group, sd)
-        for (task, model, *_), group in groups.items()
+        HEADINGS[form].format(f"{task}, model {model}{'' if split == 'test' else f', {split} split'}")
+        + FORMATS[form](group, sd)
+        for (task, model, split, _), group in groups.items()
     )
+
+
+def about(record: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Task, model, split and the unedited model's hash (a world that was trained again is another model): rows that
+    differ in one of them have nothing to compare."""
+    return record["task"], record["model"], record["split"], record["fingerprints"]["base"]
 
 
 def compared(name: str, records: Sequence[Mapping[str, Any]]) -> paper_tables.Comparison:
@@ -342,6 +347,18 @@ def _text(places: Sequence[str], form: str, elsewhere: Sequence[str], sd: bool) 
     for line in remarks:
         print(line, file=sys.stderr)
     return render.page(places[0], [text]) if form == "html" else text
+
+
+def _presets(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The column that names presets, where edits of several stand beside each other; empty: a method's own values."""
+    several = len({record.get("preset", "") for record in records if record["method"] != "none"}) > 1
+    return ["preset"] if several else []
+
+
+def _settings(record: Mapping[str, Any], fields: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """A record's cells in the columns of its own fields and of keys of its configuration."""
+    own = flat(record["config"])
+    return [*(record[name] for name in fields), *(_cell(own.get(key)) for key in keys)]
 
 
 def _short(key: str, keys: Sequence[str]) -> str:

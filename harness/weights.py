@@ -229,8 +229,8 @@ def _downloaded(repo: str, revision: str | None, download: bool) -> Path:
     missing = f"{repo}: no such folder, not in the Hub's local cache (revision {revision or 'main'}), and"
     at = f" --revision {revision}" if revision else ""
     advice = (
-        f"run `hf download {repo}{at} {INCLUDE} --include '*/*model.safetensors'` where the Hub can be reached, "
-        "or give a diffusers folder: model=folder model.path=DIR"
+        f"run `hf download {repo}{at} {INCLUDE} --include '*/*model.safetensors' --exclude 'safety_checker/*'` where "
+        "the Hub can be reached, or give a diffusers folder: model=folder model.path=DIR"
     )
     if not download:
         raise NotDownloaded(f"{missing} a dry run downloads nothing; {advice}")

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from experiments import scores, stages
+from experiments import catalogue, scores, stages
 from experiments.run import benchmark, plan
 from harness import generate, i2p
 from harness.i2p import MODES, VIEWS, explicit_task, published
@@ -102,6 +102,8 @@ def test_n_counts_rows_of_the_view_before_the_screen(listed):
 def test_the_published_list():
     whole = published("test", None, "columns", "all")
     assert (len(whole), whole.screened) == (4482, 221)
+    protocols = [catalogue.load(f"fia_table{number}").paper.protocol for number in (3, 10, 11, 16)]
+    assert all("without the 221 prompts that the screen refuses" in protocol for protocol in protocols)
     assert sum((row.width, row.height) != (512, 512) for row in whole) == 52
     assert max(row.seed for row in whole) > 2**31 and max(row.guidance for row in whole) == 255
     assert next(row for row in whole if row.id == "i2p/2260").prompt == ""
@@ -109,6 +111,8 @@ def test_the_published_list():
         part = published("test", None, "fia", view)
         assert (len(part) + part.screened, part.screened) == (count, refused)
         assert {row.id for row in part} < {row.id for row in whole}
+        counts = f"{refused} of them among the {count} with any nude picture"
+        assert view == "first300" or all(counts in protocol for protocol in protocols)
 
 
 def test_the_tiny_worlds_rows():

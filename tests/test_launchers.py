@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from records_by_hand import write_record
 
 from experiments import cli, gpus, sweep
 from harness import generate
@@ -20,6 +21,7 @@ from harness.sampler import Sampler
 from harness.store import Store
 from harness.task import PromptSet, Row
 
+BASES = {"one": "01" * 32, "two": "02" * 32}  # models by name: hashes of their files
 LIMIT = 120  # seconds, for a busy machine; what ends by itself ends in a few
 SAMPLER = Sampler("ddim", 2, 4.0)
 ROWS = PromptSet("classes", tuple(Row(f"r{i}", f"a road {i}", seed=i) for i in range(8)))
@@ -155,6 +157,29 @@ def test_a_killed_job_counts_as_failed_and_the_others_are_kept(
     assert (tmp_path / sweep.SCHEDULER_LOGS).is_dir()
 
 
+def test_a_multirun_over_tasks_and_models_ends_with_a_table_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.chdir(tmp_path)
+    entry = {"id": "clip/x", "subject": "all", "value": 30.0, "n": 5, "low": 29.0, "high": 31.0}
+    for number, (task, model) in enumerate([("a", "one"), ("b", "one"), ("a", "two"), ("a", "one")]):
+        config = {"method": {"name": "fia", "alpha": number}, "task": {"name": task, "classes": [task]}}
+        data = {"method": "fia", "task": task, "model": model, "split": "test", "fingerprints": {"base": BASES[model]}}
+        data |= {"config": config, "metrics": [{**entry, "higher_is_better": True}], "edit": {"kind": "none"}}
+        (tmp_path / "jobs" / str(number)).mkdir(parents=True)
+        path = write_record(tmp_path / f"{number}.json", data)
+        outcome = {"overrides": [], "record": str(path), "error": None}
+        (tmp_path / "jobs" / str(number) / sweep.OUTCOME).write_text(json.dumps(outcome))
+    sweep.gather(tmp_path / "jobs")
+    out = capsys.readouterr().out
+    assert out.startswith("\n### a, model one\n") and out.count("\n### ") == 3
+    # Beside each other stand runs of one task and model, which differ in alpha; no list of classes is a column.
+    assert [line for line in out.splitlines() if line.startswith("| method")] == [
+        "| method | alpha | n | CLIP |", "| method | n | CLIP |", "| method | n | CLIP |",
+    ]  # fmt: skip
+    assert (tmp_path / "jobs" / "table.md").read_text().count("### ") == 3
+
+
 def test_jobs_beside_each_other_take_a_gpu_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(gpus, "LOCKS", tmp_path)
     cards = [SimpleNamespace(uuid="card-b"), SimpleNamespace(uuid="card-a")]
@@ -167,7 +192,7 @@ def test_jobs_beside_each_other_take_a_gpu_each(tmp_path: Path, monkeypatch: pyt
     assert [number for number, _ in taken] == [0, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu-card-a.lock", "gpu-card-b.lock"]
     monkeypatch.setattr(gpus, "_held", None)
-    with pytest.raises(RuntimeError, match=r"say hydra\.launcher\.n_jobs=2"):
+    with pytest.raises(RuntimeError, match=r"with joblib say hydra\.launcher\.n_jobs=2, with submitit_local"):
         gpus.free_gpu(2)
     taken[0][1].release()
     assert gpus.free_gpu(2) == 0

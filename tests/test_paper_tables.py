@@ -7,7 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 from omegaconf import OmegaConf
@@ -17,7 +17,7 @@ from experiments import catalogue, figures, paper_tables, paper_text, published,
 from experiments.figures import Point, reach
 from experiments.published import Cell, Paper, Source
 from experiments.records import flat
-from experiments.settings import row_of
+from experiments.settings import deviations, of_the_edit, row_of
 from experiments.uq import uq
 from fia import parameters
 
@@ -300,6 +300,26 @@ def test_other_settings_and_presets_are_rows_of_their_own():
     assert rows(comparison)[-1][4] == "- / 4.0 [3.0, 5.0]"  # not in the paper, so nothing to compare
 
 
+def test_other_weights_or_another_size_under_a_published_models_name_are_said():
+    def words(table: str, **model: object) -> list[str]:
+        config = catalogue.load(table, "method=fia").config
+        own = {"method": "fia", "config": config | {"model": config["model"] | model}}
+        return deviations(own, catalogue.expected(table, ["fia"])["fia"])
+
+    hub = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    for model, said in (
+        ({"published": None}, []),  # at its place it is what was published, or it is refused
+        ({"path": "mine"}, ["weights unknown: mine"]),
+        ({"path": "mine", "published": True}, []),
+        ({"revision": "main", "published": False}, [f"weights unknown: {hub} at main"]),
+        ({"size": 256}, ["model.size 256"]),
+    ):
+        assert words("fia_table1", **model) == said
+        assert not any(of_the_edit(word) for word in said)
+    # Of 1.4 no hashes are known: a copy of known weights is one of another release.
+    assert words("fia_table3", path="mine", published=True) == ["weights unknown: mine"]
+
+
 def test_two_ids_of_a_family_never_share_a_column():
     both = [*measured(0.01, 0.0, 29.5), entry(f"{RESNET}-v1", "tench", 0.3, 0.01, 500)]
     comparison = compare([record(both)])
@@ -427,6 +447,45 @@ def test_uq_is_of_the_rows_that_were_measured():
     assert found == [f"- / {expected[0]}", f"60.00 / {expected[1]}", f"- / {expected[2]}"]
     notes = paper_text.below(compare(records, cells, section))
     assert "UQ depends on the rows compared, here: unedited, fia, uce (settings as recorded)." in notes
+
+
+def test_uq_is_of_the_rows_of_one_seed_and_of_the_same_pictures():
+    """Or a method that was run with three seeds would stand three times among its own rivals."""
+    section = paper(metrics={
+        "avg_forget_acc": {"id": RESNET, "scale": 100}, "clip_coco": {"id": CLIP}, "uq": {"id": "pool:uq"},
+    })  # fmt: skip
+    names = (("avg_forget_acc", "all"), ("clip_coco", "coco"), ("uq", "all"))
+    cells = [Cell("FIA", *name, text) for name, text in zip(names, ("0.8", "29.56", "60.00"))]
+    runs = {0: (0.0, 0.5), 1: (0.1, 0.3)}  # what fia and uce leave of the two classes, by seed
+    records = [
+        record(measured(left, left, 29.5 + left), method=method, seed=seed)
+        for seed, both in runs.items()
+        for method, left in zip(("fia", "uce"), both, strict=True)
+    ]
+    records.append(record(measured(0.2, 0.2, 20.0), n=50, unedited=measured(0.7, 0.8, 31.4)))
+    comparison = compare(records, cells, section)
+    found = {(row[1], row[2]): row[-1] for row in rows(comparison)}
+    pools = [uq([85.0, 100 * a, 100 * b], [31.40, 29.5 + a, 29.5 + b]) for a, b in runs.values()]
+    usual, known = "the experiment's", "settings as recorded"
+    assert found["unedited", usual] == f"- / {pools[0][0]:.2f}"
+    assert [found["fia", words] for words in (usual, "seed 1")] == [f"60.00 / {pool[1]:.2f}" for pool in pools]
+    assert [found["uce", words] for words in (known, f"{known}, seed 1")] == [f"- / {pool[2]:.2f}" for pool in pools]
+    mean, std = fmean(pool[1] for pool in pools), stdev(pool[1] for pool in pools)
+    assert found["fia", "mean of 2 seeds"] == f"60.00 / {mean:.2f} ± {std:.2f}"
+    # Other pictures, here fewer, are another pool: of the unedited model and one method.
+    fewer = uq([75.0, 20.0], [31.4, 20.0])
+    assert [found[who, "task.n 50"] for who in ("unedited", "fia")] == [
+        f"- / {fewer[0]:.2f}",
+        f"60.00 / {fewer[1]:.2f}",
+    ]
+    assert [note for note in paper_text.below(comparison) if note.startswith("UQ depends")] == [
+        f"UQ depends on the rows compared, here: {names}."
+        for names in (
+            f"unedited, fia, uce ({known})",
+            f"unedited, fia (seed 1), uce ({known}, seed 1)",
+            "unedited (task.n 50), fia (task.n 50)",
+        )
+    ]
 
 
 def test_counts_of_an_edit_need_no_picture():
@@ -815,10 +874,13 @@ def test_doing_nothing_forgets_no_concept(tmp_path: Path):
 
     runs = [run("uce", size, 0.99, 77.0, 1.0) for size in (1, 4, 10)]
     runs += [run("fia", size, 0.1, 77 - 3 * size, 10.0 * size) for size in (1, 4, 8)]
+    runs += [run("scapre", 4, 0.1, 77.0, 1.0), run("scapre", 4, 0.1, 77.0, 1.0)]  # as with and without photos
     figure = figures.figure_of("tiny_scaling", runs)
     assert figure.notes[0].startswith("the embedded tiny world, objects forgotten at once; its own judges")
     assert "uce: none of the sizes from 1 on keeps to the limit of avg_forget_acc." in figure.notes
     assert "fia: 6.0 concepts, then beyond the limit of clip." in figure.notes
+    limits = "avg_forget_acc, clip, fid_vs_base"
+    assert f"scapre: not measured in all of {limits} at two sizes or more." in figure.notes
     assert figures.draw(figure, tmp_path / "figure.png").is_file()
     empty = figures.figure_of("tiny_scaling", [])
     assert empty.notes[-1] == "Nothing was measured yet." and figures.draw(empty, tmp_path / "empty.png").is_file()
@@ -936,6 +998,18 @@ def test_hours_are_those_of_one_named_machine(devices: list[str], words: str):
     hardware = {"hardware": {"cpu": "a processor", "threads": 2}}
     group = [sd_record(cost={"device": device, "seconds": 5400.0}, environment=hardware) for device in devices]
     assert sizes.time("fia_table1", group).words(12) == words
+
+
+def test_the_time_of_a_smaller_look_is_not_that_of_the_experiment():
+    made = {"cost": {"device": "NVIDIA A", "seconds": 60.0}}
+    smaller = sd_record(config=catalogue.load("fia_table1", "method=fia", "task.n=50").config, **made)
+    assert sizes.time("fia_table1", [smaller]).words(12) == "-"
+    # Every value of a sweep is the experiment's, and so is a run that its file asks for besides.
+    runs = [
+        sd_record(config=catalogue.load("fia_table12", override).config, **made)
+        for override in ("method.alpha=0.8", "method.fusion=union")
+    ]
+    assert sizes.time("fia_table12", runs).runs == 2
 
 
 def test_source_ids_may_be_patterns():

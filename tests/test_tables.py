@@ -82,6 +82,18 @@ def test_only_settings_that_differ_become_columns():
     assert table.body[2][:4] == ["fia", "0.8", "50", "20.0 [15.0, 25.0]"]
 
 
+def test_presets_that_differ_are_named_in_every_row():
+    fia, uce = (record(0.5, 0.9, name) | {"preset": preset} for name, preset in (("fia", "tiny"), ("uce", "")))
+    (table,) = tables.tables([fia, uce])
+    assert [row[:3] for row in [table.header, *table.body]] == [
+        ["method", "preset", "n"], ["unedited", "", "50"], ["fia", "tiny", "50"], ["uce", "", "50"],
+    ]  # fmt: skip
+    assert [row["preset"] for row in csv.DictReader(io.StringIO(tables.as_csv([fia, uce])))] == ["tiny", ""]
+    # The unedited model has none; edits of one preset need no column.
+    (table,) = tables.tables([fia, record(1.0, 0.98, "none") | {"preset": ""}])
+    assert "preset" not in table.header
+
+
 def test_quality_has_a_table_of_its_own_with_its_n():
     scores_table, table = tables.tables([with_quality(record(0.5, 0.9))])
     assert (
@@ -227,6 +239,18 @@ def test_a_parameter_of_one_method_is_no_difference_between_methods():
     assert tables.differing([record(0.5, 0.9, alpha=0.4), record(0.1, 0.7, method="uce", weight=2)]) == []
 
 
+def test_what_a_sweep_over_classes_keeps_is_no_setting_of_its_own():
+    def run(x: int, keep: list[str], told: list[str]) -> dict:
+        data = record(0.5, 0.9, "salun", keep=told)
+        data["config"]["task"] |= {"x": x, "classes": ["a", "b", "c"], "keep": keep}
+        return data
+
+    first, second = run(1, ["b", "c"], ["b", "c"]), run(2, ["c"], ["c"])
+    assert tables.differing([first, second]) == ["task.x"]
+    assert tables.differing([first, run(2, ["a"], ["a"])]) == ["task.x", "task.keep"]
+    assert tables.differing([first, run(1, ["b", "c"], ["b"])]) == ["method.keep"]
+
+
 def test_two_judges_never_share_a_column():
     (table,) = tables.tables([record(0.5, 0.9), record(0.5, 0.9, judge="judge-2")])
     first, second = (table.header.index(f"forget (judge-{i}) %") for i in (1, 2))
@@ -260,11 +284,12 @@ def test_what_could_not_be_computed_is_said():
 
 def test_command_line_prints_one_table_a_task(tmp_path: Path, capsys: pytest.CaptureFixture):
     one, two = record(0.5, 0.9), record(0.4, 0.8) | {"task": "imagenette"}
-    for name, data in (("a", one), ("b", two)):
+    for name, data in (("a", one), ("b", two), ("c", one | {"split": "tuning"})):
         write_record(tmp_path / f"{name}.json", data)
     assert tables.main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert out.count("| fia |") == 2 and "### imagenette_5v5, model tiny" in out and "### imagenette, model" in out
+    headings = ("imagenette_5v5, model tiny", "imagenette, model tiny", "imagenette_5v5, model tiny, tuning split")
+    assert out.count("| fia |") == 3 and all(f"### {heading}\n" in out for heading in headings)
 
 
 @pytest.mark.parametrize("content", ["{", '{"method": "fia"}', "[]"])
