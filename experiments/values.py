@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 # Families of metric ids (the part before the first "/"), by the table that shows them, in column order, with headers.
@@ -72,19 +73,15 @@ def family(metric_id: str) -> str:
 def title(metric_id: str, ids: Iterable[str]) -> str:
     """A column header that no other of the ids has.
 
-    The family alone where only one of its ids is shown, such as "FSR %"; with the parts in which they differ where they
-    are built alike, "FSR (prompt) %"; else the full id.
+    The family alone where only one of its ids is shown, such as "FSR %", else with the parts in which they differ, "FSR
+    (prompt) %"; of two ids one of which goes on where the other ends, the shorter has none.
     """
     name = family(metric_id)
     parts = {tuple(i.split("/")) for i in (metric_id, *ids) if family(i) == name}
+    differing = [len(set(column)) > 1 for column in zip_longest(*parts)]
+    mine = [part for part, differs in zip(metric_id.split("/"), differing, strict=False) if differs]
     head = TITLES.get(name, name)
-    if len({len(one) for one in parts}) > 1:
-        head = metric_id
-    elif len(parts) > 1:
-        differing = (len(set(column)) > 1 for column in zip(*parts, strict=True))
-        mine = (part for part, differs in zip(metric_id.split("/"), differing, strict=True) if differs)
-        head += f" ({', '.join(mine)})"
-    return f"{head}{unit(metric_id).words}"
+    return f"{head} ({', '.join(mine)}){unit(metric_id).words}" if mine else f"{head}{unit(metric_id).words}"
 
 
 def unit(metric_id: str) -> Unit:

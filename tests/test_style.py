@@ -268,9 +268,12 @@ def test_headers_say_in_what_ids_differ() -> None:
     assert shown.title(two[1], two) == "FSR (prompt) %"
     assert shown.title(two[0], four) == "FSR (openai-vit-b-32, name) %"
     assert len({shown.title(id, four) for id in four}) == 4
-    # Ids that are built differently are shown in full.
+    # Ids may have more parts than others.
     odd = [*two, "fsr/tiny-v1/rn/name"]
-    assert shown.title(two[0], odd) == "fsr/openai-vit-b-32/name %"
+    assert shown.title(two[0], odd) == "FSR (openai-vit-b-32, name) %"
+    assert shown.title(odd[2], odd) == "FSR (tiny-v1, rn, name) %"
+    longer = ["forget_accuracy/world/cnn", "forget_accuracy/world/cnn/artist"]
+    assert [shown.title(id, longer) for id in longer] == ["forget %", "forget (artist) %"]
     assert any("changes the noise" in line for line in shown.remarks(two, []))
 
 
