@@ -225,7 +225,7 @@ class FIA:
     def job_of(self, model: DiffusionModel, concept: Concept, seed: int) -> Job:
         """Prompts and settings of one concept's calibration; `seed` is used where the parameter is null."""
         seed = seed if self.seed is None else self.seed
-        prompts, base = contrast_pairs(concept, count=self.num_pairs, seed=seed, words=self.words)
+        prompts, base = contrast_pairs(concept, num_pairs=self.num_pairs, seed=seed, words=self.words)
         how = Calibration(
             sampler=self.sampler,
             steps=self.sampler.calls() if self.steps is None else self.steps,

@@ -52,7 +52,7 @@ def article(name: str) -> str:
 
 
 def contrast_pairs(
-    concept: Concept, count: int | None = None, seed: int = 1244, words: Sequence[str] | None = None
+    concept: Concept, num_pairs: int | None = None, seed: int = 1244, words: Sequence[str] | None = None
 ) -> tuple[list[str], list[str]]:
     """Prompts with a concept, and the same prompts without it.
 
@@ -65,7 +65,7 @@ def contrast_pairs(
 
     Args:
         concept: its kind chooses template and word list.
-        count: how many pairs; None takes all. Fewer are the first of the shuffled list.
+        num_pairs: how many; None takes all. Fewer are the first of the shuffled list.
         seed: of the shuffle (Python's generator; 1244 is the published one). It does not depend on the concept, so
             all concepts of a kind meet the same base prompts.
         words: instead of the kind's own list.
@@ -74,19 +74,21 @@ def contrast_pairs(
         Concept prompts and base prompts, of equal length and in the same order.
 
     Raises:
-        ValueError: count is not 1 to the number of words; words are empty or repeated.
+        ValueError: num_pairs is not 1 to the number of words; words are empty or repeated.
         ScreenedPromptError: a pair is refused by the prompt screen.
     """
     if concept.kind not in WORDS:
         raise unknown("kind of concept", concept.kind, WORDS)
     chosen = WORDS[concept.kind] if words is None else _checked(words)
-    if count is None:
-        count = len(chosen)
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(chosen):
-        raise ValueError(f"count={count!r}: the {concept.kind} word list gives 1 to {len(chosen)} pairs")
+    if num_pairs is None:
+        num_pairs = len(chosen)
+    if isinstance(num_pairs, bool) or not isinstance(num_pairs, int) or not 1 <= num_pairs <= len(chosen):
+        raise ValueError(
+            f"num_pairs={num_pairs!r}: the {concept.kind} word list gives 1 to {len(chosen)} pairs, null all"
+        )
     pairs = [_pair(concept, word, index) for index, word in enumerate(chosen)]
     random.Random(seed).shuffle(pairs)
-    pairs = pairs[:count]
+    pairs = pairs[:num_pairs]
     # Base prompts are screened in the concept's context too: they are the figures that the concept is added to.
     context = concept.kind == "explicit"
     for pair in pairs:

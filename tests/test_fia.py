@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -774,6 +775,24 @@ def test_the_papers_table_is_for_the_papers_tasks(task, expected):
     assert method.r2_of(Concept("Golf Ball", "object")) == expected
     assert method.r2_of(Concept("church", "object")) == 0.007
     assert method.r1_of(Concept("Sexual", "style")) == (0.06 if expected == 0.03 else 0.05)
+
+
+@pytest.mark.parametrize("name", ["fia", "fia_release"])
+@pytest.mark.parametrize(("task", "pairs"), [("imagenette_5v5", 15), ("artists", 15), ("i2p", 13)])
+def test_the_tiny_presets_have_prompts_for_every_kind(name, task, pairs):
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
+        cfg = compose("config", ["model=tiny", f"method={name}", f"task={task}"])
+    settings = OmegaConf.to_container(cfg, resolve=True)["method"]
+    assert settings.pop("preset") == "tiny"
+    concepts = instantiate(cfg.task, _partial_=True)().concepts
+    for concept in concepts:
+        job = instantiate(settings).job_of(SimpleNamespace(size=64), concept, seed=0)
+        whole_list = 13 if concept.kind == "explicit" else 30
+        assert len(job.prompts) == len(job.base) == (pairs if name == "fia" else whole_list)
 
 
 def test_configurations():

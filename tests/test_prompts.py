@@ -47,15 +47,15 @@ def test_articles_are_not_adapted():
 def test_concepts_share_base_prompts_and_a_count_is_a_prefix():
     everything = contrast_pairs(BALL, seed=3)
     assert contrast_pairs(Concept("church", "object"), seed=3)[1] == everything[1]
-    assert contrast_pairs(BALL, count=5, seed=3) == (everything[0][:5], everything[1][:5])
+    assert contrast_pairs(BALL, num_pairs=5, seed=3) == (everything[0][:5], everything[1][:5])
     assert contrast_pairs(BALL, seed=4)[1] != everything[1]
     assert contrast_pairs(BALL, seed=3) == everything
 
 
-@pytest.mark.parametrize("count", [0, -1, 31, True, 2.0])
-def test_counts_out_of_range(count):
-    with pytest.raises(ValueError, match="1 to 30"):
-        contrast_pairs(BALL, count=count)
+@pytest.mark.parametrize("num_pairs", [0, -1, 31, True, 2.0])
+def test_numbers_of_pairs_out_of_range(num_pairs):
+    with pytest.raises(ValueError, match=r"num_pairs=.*1 to 30"):
+        contrast_pairs(BALL, num_pairs=num_pairs)
 
 
 @pytest.mark.parametrize(
