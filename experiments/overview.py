@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,7 @@ def draw(records: Sequence[Record], path: Path) -> Path:
             text = values.show(line.get(column.key), interval=False)
             axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=8)
     axes.set_yticks(range(len(lines)), list(lines), fontsize=8)
-    axes.set_xticks(range(len(shown)), [title.replace(" %", "\n%") for title in titles(shown)], fontsize=7)
+    axes.set_xticks(range(len(shown)), [textwrap.fill(title, 10) for title in titles(shown)], fontsize=7)
     for x, column in enumerate(shown):
         if x == 0 or shown[x - 1].task != column.task:
             axes.axvline(x - 0.5, color="white", linewidth=3)
