@@ -4,8 +4,8 @@
     statistics    the same prompts and steps with FIA's statistics and thresholds (Eq. 1-3): one pass for the concepts,
                   whose first UNet calls have one unconditional row a batch, since all prompts start from one latent,
                   and whose last ones have only the half that counts, where `halves` names one
-    products      only the products X^T Y that the exact cosine factor needs, at the layers' shapes and calls;
-                  and Y = X W^T, where the layer rounds it to fewer digits than the statistics want
+    products      only the products X^T Y that the exact cosine factor needs, at the layers' shapes and calls; and
+                  Y = X W^T, where it is not the layer's own output
     thresholds    Eq. 3's top r1 of every layer once, by selection; and `sorts`, by sorting
     selection     Eq. 4-6: the mask of one concept from what is kept of it
 
@@ -26,11 +26,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from fia.activity import DTYPES, fused, products_of
 from fia.fia import FIA
 from fia.neurons import budget
 from fia.saliency import Job, groups, held
 from fia.saliency import measure as run_statistics
-from fia.statistics import DTYPES, products_of
+from fia.statistics import is_own
 from harness.masks import kth_largest
 from harness.method import Meter, StageCost
 from harness.model import DiffusionModel
@@ -78,9 +79,10 @@ def measure(
     work: dict[str, Callable[[], Any]] = {"denoising": lambda: denoising(model, jobs), "statistics": with_statistics}
     # Everything once unmeasured: kernels are chosen, memory is claimed and text features are kept.
     peaks = {name: spent(run, model, parts.device).peak_memory_bytes for name, run in work.items()}
-    exact = DTYPES[method.saliency_dtype]
+    own, kernels = is_own(model.dtype, jobs[0].how), fused(model.device)
     shapes = inputs(model, jobs[0])
-    random = operands(shapes.values(), 2 if method.halves == "both" else 1, exact, model.device)
+    dtype = model.dtype if own and kernels else DTYPES[method.saliency_dtype]
+    random = operands(shapes.values(), 2 if method.halves == "both" else 1, dtype, model.device)
     # In full batches: what is left over in the end is a part of one.
     full = next(iter(shapes.values()))[0]
     calls = method.steps * sum(len(prompts) for prompts in (jobs[0].base, *(job.prompts for job in jobs))) / full
@@ -88,7 +90,11 @@ def measure(
     def products() -> None:
         for shape in shapes.values():
             x, y, weight = random[shape]
-            products_of(y if model.dtype == exact else x @ weight.mT, x)
+            if own and kernels:
+                for y_half, x_half in zip(y, x, strict=True):
+                    kernels.products(y_half, x_half)
+            else:
+                products_of(y if own else x @ weight.mT, x)
 
     def thresholds(find: Callable[[torch.Tensor, int], Any]) -> Callable[[], None]:
         def run() -> None:

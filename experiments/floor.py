@@ -56,34 +56,34 @@ class Floor:
     def weights(self) -> int:
         return sum(rows * columns for _, rows, columns in self.layers.values())
 
-    def share(self, halves: int, again: bool = False) -> float:
-        """Arithmetic of the exact term in parts of the UNet call's, for one or both guidance halves.
+    def share(self, halves: int) -> float:
+        """Arithmetic of the exact term in parts of the UNet call's, for one or both guidance halves."""
+        return halves * self.product / self.unet
 
-        Args:
-            again: Y is computed once more, because the layer rounds it to fewer digits than the statistics want.
-        """
-        return (1 + again) * halves * self.product / self.unet
+    def traffic(self, halves: int, chunk: int, element: int) -> tuple[int, int, int]:
+        """Bytes a prompt and step: the least, those of `fia.kernels`, and of one tensor operation after the other.
 
-    def traffic(self, halves: int, chunk: int, element: int) -> tuple[int, int]:
-        """Bytes a prompt and step: the least, and those of one tensor operation after the other (statistics.py).
-
-        At least, X and Y are read once more and the running sum is read and written once a chunk of prompts. One
-        operation after the other squares X and Y, sums the squares up and reads both for the product; before that it
-        takes the bias off the layer's output or, where that has fewer digits than the sums, widens X and multiplies it
-        by W. It then writes the product (and adds the other half to it), takes its absolute value, writes the divisor,
-        divides by it and sums the quotients up over the prompts of the chunk, whose sum is written and added to the
-        running one. The spread of the base prompts takes more.
+        At least, X and Y are read once more and the running sum is read and written once a chunk of prompts. The
+        kernels read X and Y once for the sums of tokens and once for the product, whose halves are written and read.
+        One operation after the other (`fia.activity`) takes the bias off the layer's output (and before that widens it
+        and X, where they have fewer digits than the sums), squares X and Y, sums the squares up and reads both for the
+        product. It then writes the product (and adds the other half to it), takes its absolute value, writes the
+        divisor, divides by it and sums the quotients up over the prompts of the chunk, whose sum is written and added
+        to the running one. The spread of the base prompts takes more.
 
         Args:
             element: bytes of an activation; sums have four.
         """
         x = halves * sum(tokens * columns for tokens, _, columns in self.layers.values())
         y = halves * sum(tokens * rows for tokens, rows, _ in self.layers.values())
+        running = 8 * self.weights // chunk
+        fused = 2 * element * (x + y) + halves * (4 + 4) * self.weights + running
         norms_and_product = 4 * (3 + 1)
-        each_x, each_y = (element + 4 + 4, 4) if element < 4 else (0, 4 + 4)
+        widened = element + 4 if element < 4 else 0
         passes = 1 + 2 * (halves - 1) + 2 + 1 + 3 + 1
-        plain = x * (each_x + norms_and_product) + y * (each_y + norms_and_product) + 4 * passes * self.weights
-        return element * (x + y) + 8 * self.weights // chunk, plain + 16 * self.weights // chunk
+        plain = x * (widened + norms_and_product) + y * (widened + 4 + 4 + norms_and_product)
+        plain += 4 * passes * self.weights + 16 * self.weights // chunk
+        return element * (x + y) + running, fused, plain
 
     @property
     def moments(self) -> int:
@@ -270,16 +270,16 @@ def table(found: Mapping[str, Floor], chunk: int = 8) -> str:
             "UNet, TFLOP a guided prompt",
             "X^T Y, cond",
             "both",
-            "both, with Y again",
             "least traffic, MB a prompt (both)",
+            "by kernels",
         ),
         *("one operation after the other", "moments, MB", "a concept, MB", "each further r1, MB"),
     ]
     rows = [header, ["---", *["---:"] * (len(header) - 1)]]
     for name, own in found.items():
-        least, plain = own.traffic(2, chunk, 4 if name == "tiny" else 2)
-        numbers = [f"{own.unet / 1e12:.4g}", *(f"{own.share(*how):.1%}" for how in ((1,), (2,), (2, True)))]
-        sizes = [least, plain, own.moments, own.state(), own.state(2) - own.state()]
+        traffic = own.traffic(2, chunk, 4 if name == "tiny" else 2)
+        numbers = [f"{own.unet / 1e12:.4g}", *(f"{own.share(halves):.1%}" for halves in (1, 2))]
+        sizes = [*traffic, own.moments, own.state(), own.state(2) - own.state()]
         rows.append([name, *numbers, *(f"{size / 1e6:,.1f}" for size in sizes)])
     return "".join("| " + " | ".join(cells) + " |\n" for cells in rows)
 

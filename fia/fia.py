@@ -1,6 +1,6 @@
 """FIA, Forget-It-All (arXiv 2601.06163): prune the weights that a set of concepts, and little else, relies on.
 
-    prompts -> saliency of every step (Eq. 1-2, statistics.py) -> one mask per concept (Eq. 3-6, neurons.py)
+    prompts -> saliency of every step (Eq. 1-2, activity.py) -> one mask per concept (Eq. 3-6, neurons.py)
             -> one mask for all concepts (Eq. 7-8, fusion.py)
 
     python run.py method=fia            the paper's equations
@@ -106,7 +106,8 @@ class FIA:
     chunk: int = 8
     r1_grid: Sequence[float] | None = None
 
-    version: ClassVar[int] = 1
+    # 2: in half precision Y is the layer's own output.
+    version: ClassVar[int] = 2
     speed_only: ClassVar[tuple[str, ...]] = ("group", "chunk", "r1_grid")
 
     def __post_init__(self) -> None:

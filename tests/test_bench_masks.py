@@ -75,7 +75,7 @@ def test_the_floor_of_the_exact_term_follows_from_the_shapes():
     tokens = {320: 64 * 64, 640: 32 * 32, 1280: 16 * 16}
     expected = sum(2 * tokens[c] * c * 4 * c * 5 for c in tokens) + 2 * 8 * 8 * 1280 * 5120  # five a width; the middle
     assert own.product == expected and own.weights == 49_561_600
-    assert own.share(2) == 2 * own.share(1) == own.share(1, again=True) == pytest.approx(0.064, abs=0.001)
+    assert own.share(2) == 2 * own.share(1) == pytest.approx(0.064, abs=0.001)
     assert own.state() <= 250e6 and own.state(3) - own.state() == 2 * own.weights
     small = floor.tiny()
     assert floor.group_on(own, 24e9)[0] == LARGEST_GROUP
@@ -88,12 +88,18 @@ def test_the_traffic_of_the_exact_term_is_counted_operation_by_operation():
     own = floor.Floor("one", {"layer": (2, 3, 5)}, unet=1, product=60)
     of_the_product = (1 + 2 + 2 + 1 + 3 + 1 + 4) * 4 * 15  # the last four: the sum of a chunk and the running one
     squared, in_the_product = 3 * 4, 4  # read, written, and read by the sum; read once
-    without_bias, widened, by_w = 2 * 4, 2 + 4, 4
+    without_bias, widened = 2 * 4, 2 + 4
     as_it_is = 20 * (squared + in_the_product) + 12 * (without_bias + squared + in_the_product)
-    assert own.traffic(2, chunk=1, element=4) == (4 * 32 + 8 * 15, as_it_is + of_the_product)
-    again = 20 * (widened + by_w + squared + in_the_product) + 12 * (by_w + squared + in_the_product)
-    assert own.traffic(2, chunk=1, element=2) == (2 * 32 + 8 * 15, again + of_the_product)
-    assert own.traffic(1, chunk=1, element=4)[1] == as_it_is / 2 + of_the_product - 2 * 4 * 15
+    # By kernels: X and Y read for their sums and for the product, which is written and read once a half; the running
+    # sum of a chunk is read and written.
+    kernels = 2 * 4 * 32 + 2 * (4 + 4) * 15 + 8 * 15
+    assert own.traffic(2, chunk=1, element=4) == (4 * 32 + 8 * 15, kernels, as_it_is + of_the_product)
+    assert own.traffic(2, chunk=1, element=2) == (
+        2 * 32 + 8 * 15, kernels - 2 * 2 * 32, as_it_is + 32 * widened + of_the_product
+    )  # fmt: skip
+    _, of_a_half, plainly = own.traffic(1, chunk=1, element=4)
+    assert plainly == as_it_is / 2 + of_the_product - 2 * 4 * 15
+    assert of_a_half == 2 * 4 * 16 + 8 * 15 + 8 * 15
 
 
 def test_the_floor_of_closed_forms_follows_from_the_shapes():

@@ -14,13 +14,15 @@ import slow_fia
 import torch
 
 from experiments.consistency import explained
+from fia import activity as layer_activity
 from fia import statistics
+from fia.activity import DTYPES, Moments, activity
 from fia.fia import FIA
 from fia.fusion import agnostic_threshold, fuse
 from fia.masks import MaskSet, count
 from fia.neurons import budget, passes, score, select, select_across_layers
 from fia.saliency import LARGEST_GROUP, MEMORY_SHARE, Job, group_that_fits
-from fia.statistics import Calibration, Moments, activity, contrast_each_step, one_prompt_each
+from fia.statistics import Calibration, contrast_each_step, one_prompt_each
 from harness import memory
 from harness.edit import NoEffectError
 from harness.masks import kth_largest, pack, top_entries, unpack
@@ -81,7 +83,7 @@ def u_over_w(*arguments, **settings) -> torch.Tensor:
 def test_activity_is_equation_1(shape, halves, given, monkeypatch):
     tokens, rows, columns = shape
     two_prompts = 2 * columns * max(rows, halves * tokens)
-    monkeypatch.setitem(statistics._ENTRIES, "cpu", two_prompts)  # two at once, then one
+    monkeypatch.setitem(layer_activity._ENTRIES, "cpu", two_prompts)  # two at once, then one
     generator = torch.Generator().manual_seed(1)
     x, w = torch.randn(halves, 3, tokens, columns, generator=generator), torch.randn(rows, columns, generator=generator)
     x[:, 0, :, 1] = 0  # a dead channel has no activity, not NaN
@@ -89,7 +91,7 @@ def test_activity_is_equation_1(shape, halves, given, monkeypatch):
     by_prompt = x.double().transpose(0, 1).flatten(1, 2).numpy()
     expected = np.stack([equation_1(rows_of_x, w.double().numpy()) for rows_of_x in by_prompt])
     for dtype, tolerance in (("float32", 2e-6), ("float64", 1e-12), ("bfloat16", 2e-2)):
-        y = (x @ w.T).to(statistics.DTYPES[dtype]) if dtype != "float64" else x.double() @ w.double().T
+        y = (x @ w.T).to(DTYPES[dtype]) if dtype != "float64" else x.double() @ w.double().T
         got = u_over_w(x, w, y if given else None, cosine=True, row_normalise=False, dtype=dtype).numpy()
         np.testing.assert_allclose(got, expected, rtol=0, atol=tolerance * expected.max())
         if dtype != "bfloat16":
@@ -107,23 +109,33 @@ def test_row_normalised_norms_sum_to_the_number_of_live_rows():
     torch.testing.assert_close(squares, torch.tensor([7.0, 6.0, 7.0]))
 
 
-def test_a_layer_s_own_output_is_used_only_where_it_was_not_rounded(random_sd_model, monkeypatch):
-    """float32 inner products of a float32 model take Y from the layer; float64 ones compute it from X."""
-    given = []
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_layer_s_own_output_is_y_but_for_other_arithmetic(random_sd_folder, monkeypatch, dtype):
+    """float32 sums take Y from the layer, widened and without the bias; float64 and bfloat16 compute it from X."""
+    from harness.model import DiffusionModel
+
+    model = DiffusionModel.load(random_sd_folder, name="random", suite="tiny", dtype=dtype)
+    given, outputs = [], []
     own = statistics.activity
     monkeypatch.setattr(statistics, "activity", lambda x, w, y, **how: given.append((x, w, y)) or own(x, w, y, **how))
-    layers = random_sd_model.layers("ffn2")
-    for dtype in ("float32", "float64"):
+    layers = model.layers("ffn2")
+    for layer in layers.values():
+        torch.nn.init.normal_(layer.bias)
+        layer.register_forward_hook(lambda layer, _args, output: outputs.append(output.float() - layer.bias.float()))
+    for arithmetic in ("float32", "float64", "bfloat16"):
         given.clear()
-        how = Calibration(SAMPLER, steps=1, seed=1, size=(32, 32), halves="cond", dtype=dtype)
-        contrast_each_step(random_sd_model, layers, ["a road"], [["a tree"]], how, lambda *_: None)
+        outputs.clear()
+        how = Calibration(SAMPLER, steps=1, seed=1, size=(32, 32), halves="cond", dtype=arithmetic)
+        contrast_each_step(model, layers, ["a road"], [["a tree"]], how, lambda *_: None)
         assert len(given) == 2 * len(layers)
-        for x, w, y in given:
+        for (x, w, y), output in zip(given, outputs, strict=True):
             assert x.shape[0] == 1
-            if dtype == "float64":
-                assert y is None
+            if arithmetic == "float32":
+                assert torch.equal(y[0], output[-1:])
+                close = {"rtol": 1e-4, "atol": 1e-5} if dtype == "float32" else {"rtol": 0.1, "atol": 0.1}
+                torch.testing.assert_close(y, x.float() @ w.float().T, **close)
             else:
-                torch.testing.assert_close(y, x @ w.T, rtol=1e-4, atol=1e-5)  # without the bias
+                assert y is None
 
 
 def test_one_prompt_each_looks_at_the_batch_without_copying_it():
@@ -603,7 +615,7 @@ def test_device_memory_is_flat_in_steps_and_concepts(random_sd_model):
 
 def test_a_step_holds_nothing_of_the_step_before(random_sd_model, monkeypatch):
     """Live bytes when the moments of the base prompts are whole: two arrays of the layers' size at every step."""
-    layers, own, live = random_sd_model.layers("ffn2"), statistics._ceiling, []
+    layers, own, live = random_sd_model.layers("ffn2"), statistics.ceiling, []
 
     def measured(moments):
         if len(live) % len(layers) == 0:
@@ -614,7 +626,7 @@ def test_a_step_holds_nothing_of_the_step_before(random_sd_model, monkeypatch):
             live.append(0)
         return own(moments)
 
-    monkeypatch.setattr(statistics, "_ceiling", measured)
+    monkeypatch.setattr(statistics, "ceiling", measured)
     how = Calibration(SAMPLER, steps=3, seed=1, size=(32, 32), chunk=2)
     contrast_each_step(random_sd_model, layers, ["a road"], [["a thing on a road"]], how, lambda *_: None)
     first, *later = live[:: len(layers)]

@@ -1,0 +1,39 @@
+"""What half precision does to masks is measured three ways, and printed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from experiments import precision
+
+SMALL = [
+    "model=folder", "device=cpu", "task.concepts=[tench,church]", "task.keep=[]", "method=fia",
+    "method.sampler.steps=2", "method.num_pairs=2", "method.steps=2", "method.r2=0.05",
+]  # fmt: skip
+
+
+def test_masks_by_half_precision_are_compared_three_ways(random_sd_folder, tmp_path, capsys):
+    settings = [*SMALL, f"model.path={random_sd_folder}", f"store={tmp_path / 'store'}"]
+    assert precision.main([*settings, "dtype=bfloat16"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["bfloat16"] and len(found["bfloat16"]) == 3
+    for pair in found["bfloat16"].values():
+        assert 0 <= pair["differing"] < pair["selected"] and pair["share"] == pair["differing"] / pair["selected"]
+    with_float32 = found["bfloat16"]["float32 model, Y as the layer gives it"]
+    assert with_float32["differing"] > 0, "the model in bfloat16 was not one"
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_difference_counts_what_only_one_selects():
+    one, other = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
+    assert precision.difference({"a": one}, {"a": other}) == {"selected": 3, "differing": 2, "share": 2 / 3}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "auto"])
+def test_other_precision_is_refused(dtype, capsys):
+    assert precision.main([f"dtype={dtype}"]) == 2
+    error = capsys.readouterr().err
+    assert "float16 or bfloat16" in error and len(error.splitlines()) == 1
