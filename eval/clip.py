@@ -29,6 +29,7 @@ from .weights import chosen_device
 if TYPE_CHECKING:
     from harness.generate import ImageSet
     from harness.task import Task
+    from harness.text import TensorStore
 
 SCALE = 100
 
@@ -99,6 +100,30 @@ def similarities(
         name: (SCALE * (vectors[[place[text] for text in column]] * pictures).sum(1)).tolist()
         for name, column in texts.items()
     }
+
+
+@dataclass
+class StoredTexts:
+    """An encoder whose vectors of texts are artefacts of a store: all jobs of a sweep score the same captions."""
+
+    encoder: Encoder
+    store: TensorStore
+
+    @property
+    def id(self) -> str:
+        return self.encoder.id
+
+    @property
+    def fingerprint(self) -> str:
+        return self.encoder.fingerprint
+
+    def image_features(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        return self.encoder.image_features(images)
+
+    def text_features(self, prompts: Sequence[str]) -> torch.Tensor:
+        """The encoder's, computed where the store has them not."""
+        key = {"judge": self.fingerprint, "encoder": self.id, "texts": list(prompts)}
+        return self.store.tensors("caption", key, lambda: {"vectors": self.encoder.text_features(prompts)})["vectors"]
 
 
 @dataclass

@@ -16,6 +16,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from eval.clip import StoredTexts
 from harness import sources, weights
 from harness.model import AbsentModel, LazyModel, as_dtype
 from harness.model_files import NotDownloaded
@@ -96,13 +97,17 @@ def setup(cfg: DictConfig, team: Team = ALONE) -> Setup:
     model = _model(config, device, dtype)
     with sources.counted() if config["dry_run"] else nullcontext(()) as counted:
         task = _task(config)
+    store = Store(config["store"], readonly=config["dry_run"])
+    for metric in task.metrics:
+        if hasattr(metric, "encoder"):
+            metric.encoder = StoredTexts(metric.encoder, store)
     return Setup(
         config=config,
         task=task,
         method=method,
         model=model,
         sampler=sampler,
-        store=Store(config["store"], readonly=config["dry_run"]),
+        store=store,
         device=device,
         preset=preset,
         batch_size=batch_size,

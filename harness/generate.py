@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from filelock import Timeout
+from torch import Tensor
 from tqdm import tqdm
 
 from .edit import Edit
@@ -33,6 +34,7 @@ from .processes import ALONE, Team
 from .sampler import Sampler
 from .store import Store, artefact_lock, content_key
 from .task import PromptSet, Row
+from .text import TensorStore, TextFeatures
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class BlackImageError(RuntimeError):
     """The unedited model gave a picture of one single colour, or NaN: the model or its dtype is broken."""
 
 
-class ImageStore(Protocol):
+class ImageStore(TensorStore, Protocol):
     """The part of `harness.store.Store` that is used here; `parts` is a JSON-able dict that names one picture."""
 
     def has_image(self, parts: dict[str, Any]) -> bool: ...
@@ -199,6 +201,7 @@ def generate(
         if loaded.edit is not None:
             raise RuntimeError("an edit is applied to the model; generate applies it itself")
         items = [(missing.get(keys[i], i), row, part) for i, row, part in items]
+        texts = TextFeatures(loaded, [row.prompt for row in prompts], store)
         with (
             edit.applied(loaded) if edit is not None and edited else contextlib.nullcontext(),
             tqdm(
@@ -214,7 +217,7 @@ def generate(
                 todo = {i for i in wanted if not is_stored(i)}  # another job may have made some meanwhile
                 bar.update(len(wanted) - len(todo))
                 batches = list(_batches(chunk, todo, batch_size))
-                for batch, pictures in _make(loaded, batches, sampler, batch_size, edited, bar):
+                for batch, pictures in _make(loaded, texts, batches, sampler, batch_size, edited, bar):
                     _finish(written)
                     for (i, row, part), picture in zip(batch.values(), pictures, strict=True):
                         if is_black(picture) and not edited:
@@ -322,7 +325,7 @@ def _passing(
 
 
 class _Memory:
-    """An image store that reads from another one and writes to memory only."""
+    """An image store that reads from another one and keeps pictures in memory only."""
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
@@ -337,6 +340,11 @@ class _Memory:
 
     def write_image(self, parts: dict[str, Any], array: np.ndarray, text: dict[str, str] | None = None) -> None:
         self._pictures[content_key(parts)] = array
+
+    def tensors(
+        self, kind: str, parts: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:  # fmt: skip
+        return self._store.tensors(kind, parts, make)
 
 
 def image_parts(model: DiffusionModel | LazyModel, edit: Edit | None, row: Row, sampler: Sampler) -> dict[str, Any]:
@@ -416,6 +424,7 @@ def _batches(items: Sequence[Item], missing: Collection[int], batch_size: int) -
 
 def _make(
     model: DiffusionModel,
+    texts: TextFeatures,
     batches: Sequence[Mapping[int, Item]],
     sampler: Sampler,
     batch_size: int,
@@ -429,7 +438,7 @@ def _make(
     if not batches:
         return
     calls = sampler.calls()
-    inputs = _inputs(model, batches[0], batch_size)
+    inputs = _inputs(model, texts, batches[0], batch_size)
     for batch, following in itertools.zip_longest(batches, batches[1:]):
         latents = model.denoise(
             **inputs,
@@ -438,7 +447,7 @@ def _make(
             in_threads=True,
         )
         if following is not None:
-            inputs = _inputs(model, following, batch_size)
+            inputs = _inputs(model, texts, following, batch_size)
         try:
             pictures = model.decode(latents, nan_to_black=edited)
         except FloatingPointError as error:
@@ -446,13 +455,15 @@ def _make(
         yield batch, list(pictures[list(batch)].numpy())
 
 
-def _inputs(model: DiffusionModel, batch: Mapping[int, Item], batch_size: int) -> dict[str, Any]:
+def _inputs(
+    model: DiffusionModel, texts: TextFeatures, batch: Mapping[int, Item], batch_size: int
+) -> dict[str, Any]:  # fmt: skip
     """What `denoise` takes for `batch_size` rows: one of the batch's items fills the empty places."""
     first = next(iter(batch.values()))
     padded = [batch.get(place, first)[2] for place in range(batch_size)]
     width, height = padded[0]["width"], padded[0]["height"]
     return {
-        "conditioning": model.encode([part["prompt"] for part in padded]),
+        "conditioning": texts.encode([part["prompt"] for part in padded]),
         "latents": model.latents([part["seed"] for part in padded], width, height),
         "guidance": [part["guidance"] for part in padded],
         "size": (width, height),

@@ -112,6 +112,7 @@ class DiffusionModel:
         unet, device, dtype, name, suite: as they say; `words` says on screen and in records what the model is.
         size: width and height in pixels of a picture whose prompt row names none.
         fingerprint: identity of the unedited model, see `weights.fingerprint_of`.
+        loaded_as: the same of the model that was loaded, also where an edited one counts as a model of its own.
         calls: UNet calls so far, counted in single samples (a guided sample counts 2).
         edit: the Edit that is applied now, or None (kept by `harness.edit`).
         untouched: where an edited model counts as a model of its own (`harness.schedule.rebased`), the weights that its
@@ -149,7 +150,7 @@ class DiffusionModel:
                 f"{name or 'model'}: the UNet takes {pipe.unet.config.in_channels} channels and the VAE gives "
                 f"{pipe.vae.config.latent_channels}; only plain text-to-image models are supported (no inpainting)"
             )
-        self.fingerprint = fingerprint or tensor_fingerprint(pipe, self.dtype)
+        self.fingerprint = self.loaded_as = fingerprint or tensor_fingerprint(pipe, self.dtype)
         # SDXL's VAE overflows in fp16.
         keep_vae = self.is_xl and self.dtype == torch.float16
         self.vae_dtype = as_dtype(vae_dtype) if vae_dtype is not None else torch.float32 if keep_vae else self.dtype
@@ -241,12 +242,40 @@ class DiffusionModel:
         rows = []
         for prompt in prompts:
             if prompt not in self._features:
-                self._features[prompt] = self._encode_one(prompt)
+                self._keep(prompt, *self._encode_one(prompt))
             self._features.move_to_end(prompt)
             rows.append(self._features[prompt])
-            if len(self._features) > KEPT_PROMPTS:
-                self._features.popitem(last=False)
         return Conditioning.cat(rows)
+
+    def knows(self, prompt: str) -> bool:
+        """Whether `encode` would compute nothing for this prompt."""
+        return prompt in self._features
+
+    def text_tensors(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Features of the prompts as tensors to store, one row each: `hidden`, `pooled` (SDXL) and `lost` tokens."""
+        found = [self._encode_one(prompt) for prompt in prompts]
+        rows = Conditioning.cat([features for features, _ in found])
+        tensors = {"hidden": rows.hidden, "lost": torch.tensor([lost for _, lost in found])}
+        return tensors if rows.pooled is None else {**tensors, "pooled": rows.pooled}
+
+    def learn(self, prompts: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Keep what `text_tensors` gave for these prompts, as if they had been encoded here."""
+        pooled = tensors.get("pooled")
+        rows = Conditioning(
+            _sent(tensors["hidden"], self.device), None if pooled is None else _sent(pooled, self.device)
+        )  # fmt: skip
+        for number, (prompt, lost) in enumerate(zip(prompts, tensors["lost"].tolist(), strict=True)):
+            self._keep(prompt, rows[number], lost)
+
+    def _keep(self, prompt: str, features: Conditioning, lost: int) -> None:
+        if lost > 0 and not self._warned_of_truncation:
+            self._warned_of_truncation = True
+            length = features.hidden.shape[1]
+            log.warning("prompts are cut after %d tokens; first: %r loses %d", length, prompt[:80], lost)
+        self._features[prompt] = features
+        self._features.move_to_end(prompt)
+        if len(self._features) > KEPT_PROMPTS:
+            self._features.popitem(last=False)
 
     def unconditional(self, n: int) -> Conditioning:
         """Features of "no prompt", n rows: the empty prompt, or zeros where the pipeline is configured so (SDXL)."""
@@ -270,19 +299,17 @@ class DiffusionModel:
 
     # no_grad and not inference_mode, here and below: methods train on these tensors, which inference mode forbids.
     @torch.no_grad()
-    def _encode_one(self, prompt: str) -> Conditioning:
-        hidden, pooled = [], None
+    def _encode_one(self, prompt: str) -> tuple[Conditioning, int]:
+        """Features of one prompt, and how many of its tokens did not fit."""
+        hidden, pooled, most = [], None, 0
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):
             ids = self._tokens(tokenizer, prompt).input_ids
-            lost = len(tokenizer(prompt, verbose=False).input_ids) - ids.shape[1]
-            if lost > 0 and not self._warned_of_truncation:
-                self._warned_of_truncation = True
-                log.warning("prompts are cut after %d tokens; first: %r loses %d", ids.shape[1], prompt[:80], lost)
+            most = max(most, len(tokenizer(prompt, verbose=False).input_ids) - ids.shape[1])
             states = encoder(_sent(ids, self.device), output_hidden_states=self.is_xl)
             hidden.append(states.hidden_states[-2] if self.is_xl else states[0])
             if self.is_xl:
                 pooled = states[0]  # the last encoder's, the one with a projection
-        return Conditioning(torch.cat(hidden, dim=-1), pooled)
+        return Conditioning(torch.cat(hidden, dim=-1), pooled), most
 
     # Pictures
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from eval.clip import Clip, OpenClip
+from eval.clip import Clip, OpenClip, StoredTexts
 from eval.stats import paired_difference
 from harness.generate import ImageSet
+from harness.store import Store
 from harness.task import PromptSet, Row, Task
 
 ANGLES = {"a road": 0.0, "a tree": 90.0}
@@ -74,6 +75,18 @@ def test_a_model_is_not_compared_with_itself_or_with_other_rows() -> None:
     assert len(metric.summarise(rows, TASK, rows)) == 1
     with pytest.raises(ValueError, match="lack 1 rows, the first is 'test/1'"):
         metric.summarise(rows, TASK, rows.iloc[:1])
+
+
+def test_captions_are_embedded_once_for_all_jobs_of_a_sweep(tmp_path) -> None:
+    """Every job has its own encoder and pictures; another judge's vectors are not used."""
+    images = pictures(("a road", 60), ("a tree", 60), ("a road", 0))
+    plain, encoders = Clip(Compass()).rows(images), [Compass() for _ in range(3)]
+    encoders[2].fingerprint = "another"
+    for encoder in encoders:
+        metric = Clip(StoredTexts(encoder, Store(tmp_path)))
+        assert (metric.id, metric.fingerprint) == ("clip/compass/x100", encoder.fingerprint)
+        assert metric.rows(images).equals(plain)
+    assert [encoder.asked for encoder in encoders] == [["a road", "a tree"], [], ["a road", "a tree"]]
 
 
 def test_open_clip_ids_and_names() -> None:
