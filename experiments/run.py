@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from harness.record import Record, environment
 from harness.schedule import ordered
 
 from .edits import has_edit, stored_edits
-from .scores import Scored, missing_rows, score, score_passing, summed_up
+from .scores import Scored, missing_rows, score, score_part, score_passing, summed_up
 from .setup import Setup, repeated, setup
 from .sizes import PNG_BYTES_PER_PIXEL
 
@@ -194,6 +195,11 @@ def _run(parts: Setup, cost: Cost) -> _Run:
 def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost, found: _Run) -> None:
     """Pictures before and after the edit, and the values of every metric for both; of a schedule, after each stage."""
     unkept = parts.task.unkept
+    before: dict[str, ImageSet | Chunks] = {}
+
+    def scored(name: str, change: Edit | None, number: int, images: ImageSet) -> None:
+        reference = None if change is None else before[name].scored()[number]
+        score_part(parts, name, images, reference, cost.aside)
 
     def pictures(change: Edit | None, words: str, sets: Sequence[str]) -> dict[str, ImageSet | Chunks]:
         with cost.stage(f"pictures {words}"):
@@ -208,12 +214,13 @@ def _measure(parts: Setup, edits: Sequence[Edit], cost: Cost, found: _Run) -> No
                     parts.store,
                     batch_size=parts.batch_size,
                     team=parts.team,
+                    ready=partial(scored, name, change),
                 )
                 for name in sets
             }
 
     every = list(parts.task.sets)
-    before = pictures(None, "unedited", every)
+    before |= pictures(None, "unedited", every)
     after = before if edits[-1].kind == "none" else pictures(edits[-1], "edited", every)
     for name in unkept:
         score_passing(parts, name, before[name], after[name], cost.stage)

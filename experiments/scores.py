@@ -3,8 +3,8 @@
 Pictures that are not kept (`harness.generate.passing`) are scored by `score_passing`, chunk by chunk: every metric's
 rows of a chunk are stored before the next chunk is made. `score` then finds all rows, as for pictures in the store.
 
-Rows are stored a chunk at a time, of sets that are kept too. On several processes each stores the rows of every so many
-chunks, and `score` finds them.
+Rows are stored a chunk at a time, of sets that are kept too: on one process by `score_part`, before the next pictures
+are made; on several each stores the rows of every so many chunks when all pictures are there. `score` finds them.
 """
 
 from __future__ import annotations
@@ -212,6 +212,21 @@ def score_passing(
         for other, counts in enumerate(counted):
             for part, own in zip(chunks.parts[other :: team.count], counts, strict=True):
                 part.made, part.reused, part.black = own
+
+
+def score_part(
+    parts: Setup,
+    name: str,
+    images: ImageSet,
+    reference: ImageSet | None,
+    stage: Callable[[str], AbstractContextManager[Any]],
+) -> None:
+    """Store every metric's rows of a part of a set whose pictures have just been made, where they are not stored."""
+    missing = [metric for metric in missing_rows(parts, name, images, reference) if metric is not PIXELS]
+    if missing:
+        with stage("scores"):
+            for metric in missing:
+                stored_rows(parts, metric, images, reference)
 
 
 def missing_rows(parts: Setup, name: str, images: ImageSet, reference: ImageSet | None) -> list[Any]:

@@ -20,6 +20,7 @@ import logging
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,6 +94,12 @@ class StoredImages(Sequence[np.ndarray]):
             self._kept[index] = picture
             self._room -= picture.nbytes
 
+    def let_go(self, span: range) -> None:
+        """Make room for others: these are read from the store from now on."""
+        for index in span:
+            if index in self._kept:
+                self._room += self._kept.pop(index).nbytes
+
 
 @dataclass
 class ImageSet:
@@ -153,6 +160,7 @@ def generate(
     batch_size: int,
     progress: bool = True,
     team: Team = ALONE,
+    ready: Callable[[int, ImageSet], None] | None = None,
 ) -> ImageSet:
     """Make the pictures that are not stored yet, and return all of them.
 
@@ -165,6 +173,9 @@ def generate(
         progress: show a progress bar.
         team: processes that share the store and the work, batch by batch; all of them have to make this call, and none
             returns before all pictures are stored.
+        ready: called with the number of a part of `ImageSet.scored` and the part, as soon as its pictures are there: in
+            memory, as far as there is room, and not afterwards. On several processes it is not called: none of them has
+            whole parts.
 
     Raises:
         PeerLost: another process ended before its pictures were made.
@@ -177,6 +188,8 @@ def generate(
     parts = [image_parts(model, edit, row, sampler) for row in prompts.rows]
     keys = [content_key(part) for part in parts]
     images = StoredImages(store, parts)
+    whole = ImageSet(prompts, images, content_key(keys))
+    finished = _Parts(whole, images, keys, ready if team.count == 1 else None)
     # Of rows with the same picture the first one is made.
     firsts = sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values())
     items = _share([(i, prompts.rows[i], parts[i]) for i in firsts], batch_size, team)
@@ -194,8 +207,13 @@ def generate(
         return picture is not None
 
     for i, key in enumerate(keys):
-        if key in own and not is_stored(i):
-            missing.setdefault(key, i)
+        if key in own:
+            if not is_stored(i):
+                missing.setdefault(key, i)
+            elif blacks[i] and not edited:
+                raise _black(model, prompts.rows[i])
+            else:
+                finished.add([key])
     if missing:
         loaded = model if isinstance(model, DiffusionModel) else model()
         if loaded.edit is not None:
@@ -216,6 +234,7 @@ def generate(
                 wanted = [i for i, *_ in chunk if keys[i] in missing]
                 todo = {i for i in wanted if not is_stored(i)}  # another job may have made some meanwhile
                 bar.update(len(wanted) - len(todo))
+                finished.add([keys[i] for i in wanted if i not in todo])
                 batches = list(_batches(chunk, todo, batch_size))
                 for batch, pictures in _make(loaded, texts, batches, sampler, batch_size, edited, bar):
                     _finish(written)
@@ -226,6 +245,7 @@ def generate(
                         blacks[i] = is_black(picture)
                         images.keep(i, picture)
                     bar.update(len(batch))
+                    finished.add([keys[i] for i, *_ in batch.values()], after=partial(_finish, written))
                 made += len(todo)
             _finish(written)
     for i, key in enumerate(keys):
@@ -236,7 +256,39 @@ def generate(
     made, black = (sum(counts) for counts in zip(*team.gather((made, sum(blacks.values())))))
     if black and team.main:
         log.warning("%d of %d pictures of the edited model are of one single colour", black, len(parts))
-    return ImageSet(prompts, images, content_key(keys), made, len(parts) - made, black)
+    return dataclasses.replace(whole, made=made, reused=len(parts) - made, black=black)
+
+
+class _Parts:
+    """Hands the parts of a set on, each when the last of its pictures is there."""
+
+    def __init__(
+        self,
+        whole: ImageSet,
+        images: StoredImages,
+        keys: Sequence[str],
+        ready: Callable[[int, ImageSet], None] | None,
+    ) -> None:
+        """`keys` are those of the rows' pictures; without `ready` nothing happens."""
+        self._images, self._ready = images, ready
+        self._parts = whole.scored() if ready is not None else []
+        starts = [SCORED * number for number in range(len(self._parts))]
+        self._spans = [range(start, min(start + SCORED, len(keys))) for start in starts]
+        self._lacking = [{keys[i] for i in span} for span in self._spans]
+        self._wanted_by: dict[str, list[int]] = {}
+        for number, lacking in enumerate(self._lacking):
+            for key in lacking:
+                self._wanted_by.setdefault(key, []).append(number)
+
+    def add(self, keys: Sequence[str], after: Callable[[], None] = lambda: None) -> None:
+        """Pictures with these keys are there; `after` is called before a part is handed on."""
+        for key in keys:
+            for number in self._wanted_by.pop(key, ()):
+                self._lacking[number].discard(key)
+                if not self._lacking[number] and self._ready is not None:
+                    after()
+                    self._ready(number, self._parts[number])
+                    self._images.let_go(self._spans[number])
 
 
 class Passing(Sequence[np.ndarray]):

@@ -118,29 +118,52 @@ class Meter:
 
 
 class Cost:
-    """Cost of a run: `with cost.stage("edit"): ...`. Stages do not nest, so their seconds can be added."""
+    """Cost of a run: `with cost.stage("edit"): ...`. Stages do not nest, so their seconds can be added; what is done
+    `aside` from one counts as another's.
+    """
 
     def __init__(self, model: Any, device: str | torch.device) -> None:
         """See `Meter`."""
         self.model, self.device = model, torch.device(device)
         self.stages: dict[str, StageCost] = {}
-        self._open: str | None = None
+        self._open: tuple[str, Meter] | None = None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[StageCost]:
         """Meter the block under `name`; what ran before an error counts too."""
         if self._open is not None:
-            raise RuntimeError(f"stage {name!r} begins inside stage {self._open!r}; stages do not nest")
-        self._open, meter = name, Meter(self.model, self.device)
-        entry = self.stages.setdefault(name, StageCost())
+            raise RuntimeError(f"stage {name!r} begins inside stage {self._open[0]!r}; stages do not nest")
+        self._begin(name)
         try:
-            yield entry
+            yield self.stages[name]
         finally:
-            spent = meter.read()
-            entry.seconds += spent.seconds
-            entry.unet_samples += spent.unet_samples
-            entry.peak_memory_bytes = max(entry.peak_memory_bytes, spent.peak_memory_bytes)
-            self._open = None
+            self._end()
+
+    @contextlib.contextmanager
+    def aside(self, name: str) -> Iterator[StageCost]:
+        """Meter the block under `name`, and not under the stage that it interrupts."""
+        interrupted = self._end() if self._open is not None else None
+        try:
+            with self.stage(name) as entry:
+                yield entry
+        finally:
+            if interrupted is not None:
+                self._begin(interrupted)
+
+    def _begin(self, name: str) -> None:
+        self.stages.setdefault(name, StageCost())
+        self._open = name, Meter(self.model, self.device)
+
+    def _end(self) -> str:
+        """Count what the open stage took since it began, and close it."""
+        assert self._open is not None
+        name, meter = self._open
+        entry, spent = self.stages[name], meter.read()
+        entry.seconds += spent.seconds
+        entry.unet_samples += spent.unet_samples
+        entry.peak_memory_bytes = max(entry.peak_memory_bytes, spent.peak_memory_bytes)
+        self._open = None
+        return name
 
     def add(self, others: Iterable[Mapping[str, StageCost]]) -> None:
         """Count in what other processes of the run spent in the same stages: samples add up, the highest peak counts,

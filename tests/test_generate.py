@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from harness import generate as module
 from harness.edit import Edit
-from harness.generate import BlackImageError, generate
+from harness.generate import BlackImageError, ImageSet, generate
 from harness.model import LazyModel
 from harness.sampler import Sampler
 from harness.store import Store
@@ -219,6 +220,67 @@ def test_large_sets_are_read_from_the_store_when_asked_for(random_sd_model, tmp_
     store.image_path(module.image_parts(random_sd_model, None, prompt_set(3).rows[2], SAMPLER)).unlink()
     with pytest.raises(RuntimeError, match="removed or damaged"):
         lean.images[2]
+
+
+def test_a_part_is_handed_on_as_soon_as_its_pictures_are_there(random_sd_model, tmp_path, monkeypatch):
+    """In memory, without reading a file; then its memory is free. The fourth row repeats the first one's picture."""
+    monkeypatch.setattr(module, "SCORED", 2)
+    rows = prompt_set(6).rows
+    prompts = PromptSet("test", (*rows[:3], dataclasses.replace(rows[0], id="again"), *rows[3:5]))
+    store, handed = Store(tmp_path), []
+    reads: list[int] = []
+    own = Store.read_image
+    monkeypatch.setattr(Store, "read_image", lambda *given: reads.append(1) or own(*given))
+
+    def ready(number: int, part: ImageSet) -> None:
+        reads.clear()
+        pictures = [picture.copy() for picture in part.images]
+        handed.append((number, [row.id for row in part.prompts], part.key, len(reads), random_sd_model.calls, pictures))
+
+    options = {"batch_size": 2, "progress": False, "ready": ready}
+    made = generate(random_sd_model, None, prompts, SAMPLER, store, **options)
+    assert [part.key for part in made.scored()] == [key for _, _, key, *_ in handed]
+    assert [ids for _, ids, *_ in handed] == [["r0", "r1"], ["r2", "again"], ["r3", "r4"]]
+    assert [number for number, *_ in handed] == [0, 1, 2]
+    # A batch makes two pictures: the first part is there after one, the others after the second and the third.
+    batch = 2 * 2 * SAMPLER.steps
+    assert [calls for *_, calls, _ in handed] == [batch, 2 * batch, 3 * batch]
+    assert [read for *_, read, _, _ in handed] == [0, 1, 0], "only the repeated picture is read"
+    assert not made.images._kept and made.images._room == module.KEPT_BYTES
+    shown = [picture for *_, pictures in handed for picture in pictures]
+    assert all(np.array_equal(a, b) for a, b in zip(shown, made.images, strict=True))
+    # Stored pictures are handed on too, and again once each.
+    before, handed[:] = handed[:], []
+    assert generate(random_sd_model, None, prompts, SAMPLER, store, **options).made == 0
+    assert [one[:3] for one in handed] == [one[:3] for one in before]
+
+
+def test_parts_wait_for_what_is_missing(random_sd_model, tmp_path, monkeypatch):
+    """Of rows that are partly stored, and where memory has room for one picture only."""
+    monkeypatch.setattr(module, "SCORED", 2)
+    monkeypatch.setattr(module, "KEPT_BYTES", 32 * 32 * 3)
+    store, prompts, handed = Store(tmp_path), prompt_set(4), []
+    run(random_sd_model, PromptSet("some", (prompts.rows[0], *prompts.rows[2:])), store)
+    options = {"batch_size": 1, "progress": False}
+    made = generate(
+        random_sd_model, None, prompts, SAMPLER, store, **options,
+        ready=lambda number, part: handed.append((number, len(list(part.images)))),
+    )  # fmt: skip
+    assert made.made == 1 and handed == [(1, 2), (0, 2)]
+
+
+def test_a_broken_model_s_stored_pictures_are_not_handed_on(random_sd_model, tmp_path):
+    store, prompts = Store(tmp_path), prompt_set(2)
+    store.write_image(
+        module.image_parts(random_sd_model, None, prompts.rows[0], SAMPLER), np.zeros((32, 32, 3), np.uint8)
+    )
+    handed = []
+    with pytest.raises(BlackImageError):
+        generate(
+            random_sd_model, None, PromptSet("one", prompts.rows[:1]), SAMPLER, store, batch_size=1, progress=False,
+            ready=lambda *given: handed.append(given),
+        )  # fmt: skip
+    assert not handed
 
 
 def test_passing_pictures_are_the_same_and_never_stored(random_sd_model, tmp_path, monkeypatch):

@@ -6,7 +6,9 @@ import itertools
 import json
 import re
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import huggingface_hub
@@ -538,3 +540,24 @@ def test_cost_counts_seconds_and_unet_samples_by_stage(random_sd_model):
     assert 0 < report["stages"]["edit"]["seconds"] <= report["seconds"]
     assert report["peak_memory_bytes"] > 50e6 and report["device"] == "cpu"
     assert json.loads(json.dumps(report)) == report
+
+
+def test_what_is_done_aside_counts_for_its_own_stage_alone():
+    model = SimpleNamespace(calls=0)
+    cost = Cost(model, "cpu")
+    with cost.stage("pictures"):
+        model.calls += 4
+        with cost.aside("scores"):
+            model.calls += 1
+            time.sleep(0.02)
+        model.calls += 2
+        with pytest.raises(ZeroDivisionError), cost.aside("scores"):
+            1 / 0  # noqa: B018
+        model.calls += 8
+    with cost.aside("scores"):
+        model.calls += 16
+    stages = cost.as_dict()["stages"]
+    assert {name: stage["unet_samples"] for name, stage in stages.items()} == {"pictures": 14, "scores": 17}
+    assert stages["pictures"]["seconds"] < 0.02 <= stages["scores"]["seconds"]
+    with cost.stage("grid"):
+        pass

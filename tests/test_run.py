@@ -18,13 +18,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 
-from experiments import stages
+from experiments import scores, stages
 from experiments.config import ROOT_KEYS
 from experiments.run import benchmark, plan
 from experiments.setup import setup
 from harness.edit import Edit, NoEffectError
 from harness.model import DiffusionModel
 from harness.record import read
+from harness.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -104,6 +105,27 @@ def test_the_unedited_model_is_measured_on_the_same_prompts(first: tuple[Any, Pa
 def test_the_grid_lies_beside_the_record(first: tuple[Any, Path]):
     with Image.open(first[1].with_suffix(".png")) as image:
         assert image.height > 3 * 128  # three classes
+
+
+def test_pictures_are_scored_from_memory_as_they_are_made(toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No picture is read back for a judge, and the numbers are those of pictures that are read."""
+    from harness import generate
+
+    monkeypatch.setattr(generate, "SCORED", 3)
+    own, events = Store.read_image, []
+    monkeypatch.setattr(Store, "read_image", lambda *given: events.append("read") or own(*given))
+    rows, write = scores.stored_rows, Store.write_image
+    monkeypatch.setattr(scores, "stored_rows", lambda *given: events.append("rows") or rows(*given))
+    monkeypatch.setattr(Store, "write_image", lambda *given: events.append("write") or write(*given))
+    settings = [*SMALL_FIA, f"store={tmp_path / 'store'}", f"records={tmp_path / 'records'}", "model.batch_size=3"]
+    made, _ = benchmark(toy(*settings))
+    last = max(at for at, event in enumerate(events) if event == "write")
+    assert "read" not in events[:last] and "rows" in events[:last], "scores wait until all pictures are made"
+    shutil.rmtree(tmp_path / "store" / "rows")
+    events.clear()
+    again, _ = benchmark(toy(*settings))
+    assert "read" in events and "write" not in events
+    assert (again.metrics, again.unedited) == (made.metrics, made.unedited)
 
 
 def test_a_stored_run_loads_no_weights_and_says_the_same(
