@@ -122,7 +122,7 @@ class StoredTexts:
 
     def text_features(self, prompts: Sequence[str]) -> torch.Tensor:
         """The encoder's, computed where the store has them not."""
-        key = {"judge": self.fingerprint, "encoder": self.id, "texts": list(prompts)}
+        key = {"version": 1, "judge": self.fingerprint, "encoder": self.id, "texts": list(prompts)}
         return self.store.tensors("caption", key, lambda: {"vectors": self.encoder.text_features(prompts)})["vectors"]
 
 

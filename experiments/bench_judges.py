@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from eval.clip import StoredTexts
 from harness.generate import CHUNK, ImageSet, StoredImages, passing
 from harness.method import Meter
 from harness.store import Store
@@ -51,6 +52,9 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, 
         for name, prompts in parts.task.sets.items()
     }
     metrics = [metric for metric in parts.metrics if metric.set in sets]
+    for metric in metrics:
+        if isinstance(getattr(metric, "encoder", None), StoredTexts):
+            metric.encoder = metric.encoder.encoder  # captions are embedded in every round
     found: list[dict[str, float]] = []
     equal = True
     with tempfile.TemporaryDirectory() as folder:

@@ -79,7 +79,7 @@ def measure(
     work: dict[str, Callable[[], Any]] = {"denoising": lambda: denoising(model, jobs), "statistics": with_statistics}
     # Everything once unmeasured: kernels are chosen, memory is claimed and text features are kept.
     peaks = {name: spent(run, model, parts.device).peak_memory_bytes for name, run in work.items()}
-    own, kernels = is_own(model.dtype, jobs[0].how), fused(model.device)
+    own, kernels = is_own(jobs[0].how), fused(next(iter(layers.values())).weight)
     shapes = inputs(model, jobs[0])
     dtype = model.dtype if own and kernels else DTYPES[method.saliency_dtype]
     random = operands(shapes.values(), 2 if method.halves == "both" else 1, dtype, model.device)

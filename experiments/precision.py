@@ -31,12 +31,15 @@ Masks = dict[tuple[str, str], Tensor]  # by concept and layer
 
 def masks(arguments: Sequence[str], dtype: str, **parameters: Any) -> Masks:
     """The masks of all concepts of a run, by the model in `dtype`; `parameters` replace the method's."""
+    from fia.fia import FIA
     from harness.masks import unpack
 
     from .setup import setup
 
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         parts = setup(compose("config", overrides=["edit_only=true", *arguments, f"dtype={dtype}"]))
+    if not isinstance(parts.method, FIA):
+        raise ValueError(f"method={parts.config['method']['name']}: FIA's masks are measured; say method=fia")
     method = dataclasses.replace(parts.method, **parameters)
     found = method.masks(parts.model(), parts.task.concepts, parts.config["seed"], lambda _name, _key, make: make())
     return {
@@ -48,7 +51,7 @@ def difference(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor]) -> dict[s
     """Weights that either selects, and how many of them only one does."""
     either = sum(int((mask | other[key]).sum()) for key, mask in one.items())
     differing = sum(int((mask ^ other[key]).sum()) for key, mask in one.items())
-    return {"selected": either, "differing": differing, "share": differing / either}
+    return {"selected": either, "differing": differing, "share": differing / either if either else 0.0}
 
 
 def measure(arguments: Sequence[str], dtypes: Sequence[str] = HALF) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def score_part(
     stage: Callable[[str], AbstractContextManager[Any]],
 ) -> None:
     """Store every metric's rows of a part of a set whose pictures have just been made, where they are not stored."""
-    missing = [metric for metric in missing_rows(parts, name, images, reference) if metric is not PIXELS]
+    missing = _unscored(parts, [metric for metric in parts.metrics if metric.set == name], images, reference)
     if missing:
         with stage("scores"):
             for metric in missing:
@@ -232,6 +232,11 @@ def score_part(
 def missing_rows(parts: Setup, name: str, images: ImageSet, reference: ImageSet | None) -> list[Any]:
     """What `score_passing` has to compute for a chunk of this set: metrics (and `PIXELS`) without stored rows."""
     metrics = [PIXELS, *(metric for metric in parts.metrics if metric.set == name)]
+    return _unscored(parts, metrics, images, reference)
+
+
+def _unscored(parts: Setup, metrics: Sequence[Any], images: ImageSet, reference: ImageSet | None) -> list[Any]:
+    """Of these metrics, those without stored rows."""
     return [metric for metric in metrics if not parts.store.has("rows", _key(metric, images, reference))]
 
 

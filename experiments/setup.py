@@ -16,7 +16,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from eval.clip import StoredTexts
+from eval.clip import Clip, StoredTexts
+from eval.style import StyleSimilarity
 from harness import sources, weights
 from harness.model import AbsentModel, LazyModel, as_dtype
 from harness.model_files import NotDownloaded
@@ -99,7 +100,7 @@ def setup(cfg: DictConfig, team: Team = ALONE) -> Setup:
         task = _task(config)
     store = Store(config["store"], readonly=config["dry_run"])
     for metric in task.metrics:
-        if hasattr(metric, "encoder"):
+        if isinstance(metric, Clip | StyleSimilarity) and not store.readonly:
             metric.encoder = StoredTexts(metric.encoder, store)
     return Setup(
         config=config,

@@ -171,35 +171,52 @@ def ceiling(base: Moments) -> Tensor:
     return base.std().add_(base.total.div_(base.count))
 
 
+def fused(weight: Tensor) -> ModuleType | None:
+    """`fia.kernels` where they run for layers with such weights, which is tried once for a device and dtype.
+
+    A word in the log says where a GPU does not run them.
+    """
+    return _tried(weight.device, weight.dtype) if weight.is_cuda else None
+
+
 @cache
-def fused(device: torch.device) -> ModuleType | None:
-    """`fia.kernels` where they run, which is tried once; a word in the log where a GPU does not run them."""
-    if device.type != "cuda":
-        return None
+def _tried(device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     try:
         from . import kernels
 
-        largest = _difference(kernels, device)
+        largest = _difference(kernels, device, dtype)
     except Exception as error:  # Triton is missing, or finds no compiler: whatever it raises, nothing but time is lost
         why = f"{type(error).__name__}: {error}".splitlines()[0]
     else:
         if largest <= TOLERANCE:
             return kernels
         why = f"they differ from plain tensor operations by {largest:.1e} of the largest value"
-    log.warning("FIA's kernels do not run on %s (%s); plain tensor operations do their work, slower", device, why)
+    log.warning(
+        "FIA's kernels do not run on %s in %s (%s); plain tensor operations do their work, slower",
+        *(device, str(dtype).removeprefix("torch."), why),
+    )
     return None
 
 
 @torch.no_grad()
-def _difference(kernels: ModuleType, device: torch.device) -> float:
-    """The largest difference between both ways on random half-precision numbers, as a share of the largest value."""
+def _difference(kernels: ModuleType, device: torch.device, dtype: torch.dtype) -> float:
+    """The largest difference between both ways on random numbers, as a share of the largest value.
+
+    With and without a spread, of one half and of both, three prompts after two; the plain way in float64.
+    """
     numbers = torch.Generator().manual_seed(0)
-    sizes = ((2, 3, 150, 200), (72, 200), (72,))
-    x, weight, bias = (torch.randn(size, generator=numbers).to(device, torch.float16) for size in sizes)
+    sizes = ((2, 5, 150, 200), (72, 200), (72,))
+    x, weight, bias = (torch.randn(size, generator=numbers).to(device, dtype) for size in sizes)
     output = nn.functional.linear(x, weight, bias)
-    moments, plain = Moments(spread=True), Moments(spread=True)
-    moments.add_layer(x, output, bias, kernels)
-    for values, divisor in activity(x, weight, output.float() - bias, cosine=True, row_normalise=False):
-        plain.add(values, divisor)
-    pairs = ((moments.mean, plain.mean), (moments.std(), plain.std()))
-    return max(float((one - other).abs().max() / other.max()) for one, other in pairs)
+    differences = []
+    for halves, spread in ((2, True), (1, False)):
+        x, output = x[:halves], output[:halves]
+        moments, plain = Moments(spread), Moments(spread)
+        for few in (slice(0, 2), slice(2, 5)):
+            moments.add_layer(x[:, few], output[:, few], bias, kernels)
+        y = output.double() - bias.double()
+        for values, divisor in activity(x, weight, y, cosine=True, row_normalise=False, dtype="float64"):
+            plain.add(values, divisor)
+        pairs = [(moments.mean, plain.mean), *([(moments.std(), plain.std())] if spread else [])]
+        differences += [(one - other).abs().max() / other.max() for one, other in pairs]
+    return float(torch.stack(differences).max())  # NaN, where one is

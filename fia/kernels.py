@@ -23,7 +23,7 @@ from torch import Tensor
 _TOKENS, _CHANNELS = 128, 64
 _ROWS, _COLUMNS = 8, 128
 _ENTRIES = 2**26
-# A product and a sum round one after the other, as plain tensor operations do.
+# A product and a sum round one after the other, as plain tensor operations do; quotients may differ by two last bits.
 _OPTIONS = {"enable_fp_fusion": False}
 
 
@@ -131,19 +131,21 @@ def add(
         before: how many prompts these hold.
         eps: of Eq. 1.
     """
-    halves, prompts = x.shape[:2]
-    rows, columns = total.shape
-    x_sums, x_squares = sums_over_tokens(x)
-    y_norms = sums_over_tokens(output, bias)[1].sqrt_()
-    slack = eps / x_squares.sqrt_()
-    grid = (triton.cdiv(columns, _COLUMNS), triton.cdiv(rows, _ROWS))
-    at_once = max(1, _ENTRIES // (halves * rows * columns))
-    for start in range(0, prompts, at_once):
-        few = slice(start, start + at_once)
-        inner = [products(output[half, few], x[half, few]) for half in range(halves)]
-        add_prompts[grid](
-            inner[0], inner[-1], x_sums[few], x if bias is None else bias, y_norms[few], slack[few],
-            total, total if m2 is None else m2, rows, columns, len(inner[0]), before + start,
-            FIRST=before + start == 0, HALVES=halves, BIAS=bias is not None, SPREAD=m2 is not None,
-            ROWS=_ROWS, COLUMNS=_COLUMNS, **_OPTIONS,
-        )  # fmt: skip
+    # Triton launches on the current device, which need not be the tensors'.
+    with torch.cuda.device_of(total):
+        halves, prompts = x.shape[:2]
+        rows, columns = total.shape
+        x_sums, x_squares = sums_over_tokens(x)
+        y_norms = sums_over_tokens(output, bias)[1].sqrt_()
+        slack = eps / x_squares.sqrt_()
+        grid = (triton.cdiv(columns, _COLUMNS), triton.cdiv(rows, _ROWS))
+        at_once = max(1, _ENTRIES // (halves * rows * columns))
+        for start in range(0, prompts, at_once):
+            few = slice(start, start + at_once)
+            inner = [products(output[half, few], x[half, few]) for half in range(halves)]
+            add_prompts[grid](
+                inner[0], inner[-1], x_sums[few], x if bias is None else bias, y_norms[few], slack[few],
+                total, total if m2 is None else m2, rows, columns, len(inner[0]), before + start,
+                FIRST=before + start == 0, HALVES=halves, BIAS=bias is not None, SPREAD=m2 is not None,
+                ROWS=_ROWS, COLUMNS=_COLUMNS, **_OPTIONS,
+            )  # fmt: skip

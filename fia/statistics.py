@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -80,9 +79,10 @@ class _Readers:
 
         def read(layer: nn.Linear, args: tuple[Tensor, ...], output: Tensor) -> None:
             x, y = one_prompt_each(args[0], self.prompts, how.halves), None
-            if is_own(output.dtype, how):
+            tokens = x.shape[0] * x.shape[2]
+            if is_own(how) and not gram_is_cheaper(tokens, layer.weight, given=True):
                 output = one_prompt_each(output, self.prompts, how.halves)
-                kernels = _kernels(x, layer.weight, how)
+                kernels = fused(layer.weight)
                 if kernels is not None:
                     self.moments[name].add_layer(x, output, layer.bias, kernels)
                     return
@@ -97,23 +97,14 @@ class _Readers:
         return read
 
 
-def is_own(dtype: torch.dtype, how: Calibration) -> bool:
-    """Whether Y of Eq. 1 is what a layer that computes in `dtype` has computed, less its bias.
+def is_own(how: Calibration) -> bool:
+    """Whether Y of Eq. 1 is what a layer has computed, less its bias, whatever it computes in.
 
-    With float32 sums it is, whatever the layer computes in. In half precision its output is rounded, but so is its
-    input: computing Y again from it brings masks no closer to those of a float32 model (docs/methods/fia.md has the
-    numbers). float64 and bfloat16 ask for arithmetic of their own.
+    In half precision a layer's output is rounded, but so is its input: computing Y again from it brings masks no closer
+    to those of a float32 model (docs/methods/fia.md has the numbers). float64 and bfloat16 ask for arithmetic of their
+    own.
     """
-    own = how.dtype == "float32" or dtype == torch.float64 == DTYPES[how.dtype]
-    return how.cosine and not how.row_normalise and own
-
-
-def _kernels(x: Tensor, weight: Tensor, how: Calibration) -> ModuleType | None:
-    """What sums up a layer whose own output is Y in fewer passes, where something does."""
-    halves, _, tokens, _ = x.shape
-    if torch.float64 in (x.dtype, DTYPES[how.dtype]) or gram_is_cheaper(halves * tokens, weight, given=True):
-        return None
-    return fused(x.device)
+    return how.cosine and not how.row_normalise and how.dtype == "float32"
 
 
 def one_prompt_each(x: Tensor, prompts: int, halves: str) -> Tensor:

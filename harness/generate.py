@@ -17,7 +17,8 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +72,7 @@ class StoredImages(Sequence[np.ndarray]):
         self._store, self._parts = store, list(parts)
         self._kept: dict[int, np.ndarray] = {}
         self._room = KEPT_BYTES
+        self._done: deque[int] = deque()
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -90,15 +92,18 @@ class StoredImages(Sequence[np.ndarray]):
 
     def keep(self, index: int, picture: np.ndarray) -> None:
         """Keep a picture in memory while there is room."""
-        if index not in self._kept and picture.nbytes <= self._room:
+        if index in self._kept:
+            return
+        while picture.nbytes > self._room and self._done:
+            freed = self._kept.pop(self._done.popleft(), None)
+            self._room += 0 if freed is None else freed.nbytes
+        if picture.nbytes <= self._room:
             self._kept[index] = picture
             self._room -= picture.nbytes
 
-    def let_go(self, span: range) -> None:
-        """Make room for others: these are read from the store from now on."""
-        for index in span:
-            if index in self._kept:
-                self._room += self._kept.pop(index).nbytes
+    def done_with(self, span: range) -> None:
+        """These give way to others that want their room, and are then read from the store."""
+        self._done.extend(span)
 
 
 @dataclass
@@ -174,8 +179,8 @@ def generate(
         team: processes that share the store and the work, batch by batch; all of them have to make this call, and none
             returns before all pictures are stored.
         ready: called with the number of a part of `ImageSet.scored` and the part, as soon as its pictures are there: in
-            memory, as far as there is room, and not afterwards. On several processes it is not called: none of them has
-            whole parts.
+            memory, as far as there is room, for which earlier parts give way. What it raises ends the call. On several
+            processes it is not called: none of them has whole parts.
 
     Raises:
         PeerLost: another process ended before its pictures were made.
@@ -189,7 +194,7 @@ def generate(
     keys = [content_key(part) for part in parts]
     images = StoredImages(store, parts)
     whole = ImageSet(prompts, images, content_key(keys))
-    finished = _Parts(whole, images, keys, ready if team.count == 1 else None)
+    finished = _Parts(whole, images, ready if team.count == 1 else None)
     # Of rows with the same picture the first one is made.
     firsts = sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values())
     items = _share([(i, prompts.rows[i], parts[i]) for i in firsts], batch_size, team)
@@ -206,14 +211,16 @@ def generate(
             images.keep(i, picture)
         return picture is not None
 
+    rows_of: dict[str, list[int]] = {}
     for i, key in enumerate(keys):
+        rows_of.setdefault(key, []).append(i)
         if key in own:
             if not is_stored(i):
                 missing.setdefault(key, i)
             elif blacks[i] and not edited:
                 raise _black(model, prompts.rows[i])
             else:
-                finished.add([key])
+                finished.add([i])
     if missing:
         loaded = model if isinstance(model, DiffusionModel) else model()
         if loaded.edit is not None:
@@ -234,7 +241,7 @@ def generate(
                 wanted = [i for i, *_ in chunk if keys[i] in missing]
                 todo = {i for i in wanted if not is_stored(i)}  # another job may have made some meanwhile
                 bar.update(len(wanted) - len(todo))
-                finished.add([keys[i] for i in wanted if i not in todo])
+                finished.add(row for i in wanted if i not in todo for row in rows_of[keys[i]])
                 batches = list(_batches(chunk, todo, batch_size))
                 for batch, pictures in _make(loaded, texts, batches, sampler, batch_size, edited, bar):
                     _finish(written)
@@ -245,7 +252,8 @@ def generate(
                         blacks[i] = is_black(picture)
                         images.keep(i, picture)
                     bar.update(len(batch))
-                    finished.add([keys[i] for i, *_ in batch.values()], after=partial(_finish, written))
+                    made_rows = [row for i, *_ in batch.values() for row in rows_of[keys[i]]]
+                    finished.add(made_rows, after=partial(_finish, written))
                 made += len(todo)
             _finish(written)
     for i, key in enumerate(keys):
@@ -263,32 +271,25 @@ class _Parts:
     """Hands the parts of a set on, each when the last of its pictures is there."""
 
     def __init__(
-        self,
-        whole: ImageSet,
-        images: StoredImages,
-        keys: Sequence[str],
-        ready: Callable[[int, ImageSet], None] | None,
-    ) -> None:
-        """`keys` are those of the rows' pictures; without `ready` nothing happens."""
-        self._images, self._ready = images, ready
-        self._parts = whole.scored() if ready is not None else []
-        starts = [SCORED * number for number in range(len(self._parts))]
-        self._spans = [range(start, min(start + SCORED, len(keys))) for start in starts]
-        self._lacking = [{keys[i] for i in span} for span in self._spans]
-        self._wanted_by: dict[str, list[int]] = {}
-        for number, lacking in enumerate(self._lacking):
-            for key in lacking:
-                self._wanted_by.setdefault(key, []).append(number)
+        self, whole: ImageSet, images: StoredImages, ready: Callable[[int, ImageSet], None] | None
+    ) -> None:  # fmt: skip
+        """Without `ready` nothing happens."""
+        self._images, self._ready, self._parts = images, ready, whole.scored()
+        rows = range(len(whole.prompts))
+        self._spans = [rows[start : start + SCORED] for start in range(0, len(rows), SCORED)]
+        self._lacking = [set(span) for span in self._spans]
 
-    def add(self, keys: Sequence[str], after: Callable[[], None] = lambda: None) -> None:
-        """Pictures with these keys are there; `after` is called before a part is handed on."""
-        for key in keys:
-            for number in self._wanted_by.pop(key, ()):
-                self._lacking[number].discard(key)
-                if not self._lacking[number] and self._ready is not None:
-                    after()
-                    self._ready(number, self._parts[number])
-                    self._images.let_go(self._spans[number])
+    def add(self, rows: Iterable[int], after: Callable[[], None] = lambda: None) -> None:
+        """The pictures of these rows are there; `after` is called before a part is handed on."""
+        if self._ready is None:
+            return
+        for row in rows:
+            number = row // SCORED
+            self._lacking[number].discard(row)
+            if not self._lacking[number]:
+                after()
+                self._ready(number, self._parts[number])
+                self._images.done_with(self._spans[number])
 
 
 class Passing(Sequence[np.ndarray]):

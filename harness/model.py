@@ -260,12 +260,13 @@ class DiffusionModel:
 
     def learn(self, prompts: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Keep what `text_tensors` gave for these prompts, as if they had been encoded here."""
-        pooled = tensors.get("pooled")
-        rows = Conditioning(
-            _sent(tensors["hidden"], self.device), None if pooled is None else _sent(pooled, self.device)
-        )  # fmt: skip
+        pooled = _sent(tensors["pooled"], self.device) if "pooled" in tensors else None
+        rows = Conditioning(_sent(tensors["hidden"], self.device), pooled)
         for number, (prompt, lost) in enumerate(zip(prompts, tensors["lost"].tolist(), strict=True)):
-            self._keep(prompt, rows[number], lost)
+            row = rows[number : number + 1]
+            # A copy, or a row that is kept would keep all others in memory.
+            pooled = None if row.pooled is None else row.pooled.clone()
+            self._keep(prompt, Conditioning(row.hidden.clone(), pooled), lost)
 
     def _keep(self, prompt: str, features: Conditioning, lost: int) -> None:
         if lost > 0 and not self._warned_of_truncation:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .model import Conditioning, DiffusionModel
 
+# Raised by hand when the same model and prompts would give other features.
+VERSION = 1
 # Prompts of one artefact: 30 MB for SD 1.5 in float16, 81 MB for SDXL. Fewer than the model keeps.
 TOGETHER = 256
 
@@ -43,7 +45,7 @@ class TextFeatures:
         for prompt in ("", *prompts):
             if not self._model.knows(prompt):
                 part = self._part_of[prompt]
-                key = {"model": self._model.loaded_as, "prompts": part}
+                key = {"version": VERSION, "model": self._model.loaded_as, "prompts": part}
                 features = self._store.tensors("text", key, partial(self._model.text_tensors, part))
                 self._model.learn(part, features)
         return self._model.encode(prompts)

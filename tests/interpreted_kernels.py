@@ -69,7 +69,7 @@ def test_a_whole_measurement_is_that_of_plain_operations(random_sd_folder, monke
     found = []
     for module in (None, kernels):
         contrasts: dict = {}
-        monkeypatch.setattr(statistics, "fused", lambda device, module=module: module)
+        monkeypatch.setattr(statistics, "fused", lambda weight, module=module: module)
         take = lambda index, name, contrast, kept=contrasts: kept.setdefault((index, name), []).append(contrast)  # noqa: E731
         contrast_each_step(model, layers, ["a road", "a tree", "a room"], [["a tench", "a dog"], ["a car"]], how, take)
         found.append(contrasts)
@@ -82,9 +82,29 @@ def test_a_whole_measurement_is_that_of_plain_operations(random_sd_folder, monke
             torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5 * float(one.max()) + 1e-6)
 
 
-def test_the_trial_notices_wrong_numbers(monkeypatch):
-    cpu = torch.device("cpu")
-    assert layer_activity._difference(kernels, cpu) < TOLERANCE
-    own = kernels.sums_over_tokens
-    monkeypatch.setattr(kernels, "sums_over_tokens", lambda *given: tuple(1.001 * sums for sums in own(*given)))
-    assert layer_activity._difference(kernels, cpu) > TOLERANCE
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_the_trial_passes(dtype):
+    assert layer_activity._difference(kernels, CPU, dtype) < TOLERANCE
+
+
+@pytest.mark.parametrize("fault", ["norms", "total", "mean", "nan"])
+def test_the_trial_notices_wrong_numbers(monkeypatch, fault):
+    """Of the norms, of the sum or the spread at the second call of two, and numbers that are none."""
+    own, add = kernels.sums_over_tokens, kernels.add
+
+    def broken(x, output, bias, total, m2, before, eps):
+        if fault == "total" and before and m2 is None:
+            total.zero_()
+        if fault == "mean" and before and m2 is not None:
+            m2.zero_()
+        add(x, output, bias, total, m2, before, eps)
+        if fault == "nan" and m2 is not None:
+            m2.fill_(torch.nan)
+
+    monkeypatch.setattr(kernels, "add", broken)
+    if fault == "norms":
+        monkeypatch.setattr(kernels, "sums_over_tokens", lambda *given: tuple(1.001 * sums for sums in own(*given)))
+    assert not layer_activity._difference(kernels, CPU, torch.float16) <= TOLERANCE

@@ -10,7 +10,7 @@ import torch
 from experiments import precision
 
 SMALL = [
-    "model=folder", "device=cpu", "task.concepts=[tench,church]", "task.keep=[]", "method=fia",
+    "model=folder", "device=cpu", "task.concepts=[tench,church]", "task.keep=[]",
     "method.sampler.steps=2", "method.num_pairs=2", "method.steps=2", "method.r2=0.05",
 ]  # fmt: skip
 
@@ -30,6 +30,11 @@ def test_masks_by_half_precision_are_compared_three_ways(random_sd_folder, tmp_p
 def test_the_difference_counts_what_only_one_selects():
     one, other = torch.tensor([True, True, False, False]), torch.tensor([True, False, True, False])
     assert precision.difference({"a": one}, {"a": other}) == {"selected": 3, "differing": 2, "share": 2 / 3}
+
+
+def test_masks_of_other_methods_are_refused(random_sd_folder, capsys):
+    assert precision.main(["model=folder", "device=cpu", "task.keep=[]", "method=uce", f"model.path={random_sd_folder}"]) == 2
+    assert "say method=fia" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
