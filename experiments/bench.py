@@ -19,9 +19,10 @@
                that folder is named
 
 What is compared takes turns within one process, round after round, so that a machine that slows down slows all of it.
-Every round with versions and hardware is written to results/bench/PART-MODEL-DEVICE.json, the medians as a table beside
-it. Both are overwritten by the next measurement of their name; what docs/performance.md quotes is copied to
-results/bench_kept/, which git keeps.
+Every round with versions and hardware is written to results/bench/PART-MODEL-DEVICE.json, in another dtype than float32
+or compiled PART-MODEL-DEVICE-DTYPE-compiled.json, the medians as a table beside it. Both are overwritten by the next
+measurement of their name; what docs/performance.md quotes is copied to results/bench_kept/, which git keeps. Where a
+part has goals, the table says which are met, and a missed one ends the command with 1.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-from . import cli
+from . import cli, goals
 from .random_weights import random_model
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "bench"
 # Of each part the module bench_NAME.py, with `measure(cfg, settings, rounds)`, `rows(result)`, SETTINGS that hold
-# whatever is said, and where it has them DEFAULTS that hold unless something else is said.
+# whatever is said, and where it has them `goals(result)` and DEFAULTS that hold unless something else is said.
 USUAL = ("pictures", "judges", "startup", "closed", "masks", "stored")
 # Judges of published models want pictures that mean something, and weights of their own.
 OF_RANDOM_WEIGHTS = ("pictures", "closed", "masks")
@@ -72,8 +73,13 @@ def run(name: str, settings: Sequence[str], rounds: int, profile: bool = False, 
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         cfg = compose("config", overrides=[*getattr(part, "DEFAULTS", ()), *settings, *part.SETTINGS])
     result = {**part.measure(cfg, settings, rounds, **more), "environment": environment()}
-    path = RESULTS / f"{name}-{result['model']}-{result['device'].replace(':', '')}.json"
+    path = RESULTS / f"{name}-{_of_what(result)}.json"
     rows = part.rows(result)
+    if hasattr(part, "goals"):
+        wanted = part.goals(result)
+        rows += goals.rows(wanted)
+        result["goals"] = goals.as_json(wanted)
+        result["wrong"] = "; ".join(filter(None, [result.get("wrong", ""), goals.missed(wanted)]))
     if profile:
         from . import operations
 
@@ -84,6 +90,13 @@ def run(name: str, settings: Sequence[str], rounds: int, profile: bool = False, 
     write_atomic(path.with_suffix(".md"), table.encode())
     print(table)
     return path, result.get("wrong", "")
+
+
+def _of_what(result: dict) -> str:
+    """Model, device and what else tells measurements of one part apart, as a part of file names."""
+    own = [result["dtype"]] if result["dtype"] != "float32" else []
+    own += ["compiled"] if result.get("compile") else []
+    return "-".join([result["model"], result["device"].replace(":", ""), *own])
 
 
 def heading(result: dict) -> str:

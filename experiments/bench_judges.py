@@ -5,6 +5,8 @@
     making   one batch of every set's pictures, in memory
     reading  a picture of that batch, read from its PNG file and checked
 
+and NudeNet, which the tiny world's suite has not, on pictures of 512 pixels.
+
 Pictures that are judged are noise: what a network takes does not depend on what it sees. A PNG file's size does, so
 reading is measured on what the model makes.
 """
@@ -23,17 +25,21 @@ import numpy as np
 from omegaconf import DictConfig
 
 from eval.clip import StoredTexts
+from eval.nudity import NudeNet
 from harness.generate import CHUNK, ImageSet, StoredImages, passing
 from harness.method import Meter
 from harness.store import Store
 from harness.task import PromptSet
 
+from .goals import Goal
 from .setup import Setup, setup
 
 log = logging.getLogger(__name__)
 
 SETTINGS = ("edit_only=false",)
 PICTURES = 64
+MOST = 1  # of what making takes
+NUDENET, NUDENET_PICTURES = NudeNet(), 16
 
 
 def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -77,6 +83,7 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, 
                     frames.append(metric.rows(ImageSet(prompts, images, ""), None))
                     spent[f"{metric.id} ({place})"] = 1000 * (time.perf_counter() - start) / len(prompts)
                 equal = equal and frames[0].equals(frames[1])
+            spent["NudeNet, 512 pixels, on the processor"] = _nudenet()
             if number:  # The first round built the networks.
                 found.append(spent)
                 log.info("round %d of %d", number, rounds)
@@ -95,6 +102,19 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, 
         "medians": {name: statistics.median(one[name] for one in found) for name in found[0]},
         "ratios": {name: _ratios(found, name, metrics) for name in sets},
     }
+
+
+def goals(result: Mapping[str, Any]) -> list[Goal]:
+    """All judges of a set to making its pictures."""
+    return [Goal(f"all judges of {name} : making", ratios["judges"], MOST) for name, ratios in result["ratios"].items()]
+
+
+def _nudenet() -> float:
+    """Milliseconds in which NudeNet, whose network is in its package, looks at a picture of 512 pixels: of noise."""
+    pictures = list(np.random.default_rng(1).integers(0, 256, (NUDENET_PICTURES, 512, 512, 3), dtype=np.uint8))
+    start = time.perf_counter()
+    NUDENET.detect(pictures)
+    return 1000 * (time.perf_counter() - start) / len(pictures)
 
 
 def _made(parts: Setup, prompts: PromptSet, store: Store) -> tuple[float, Sequence[np.ndarray]]:

@@ -4,6 +4,7 @@
     stock    the pipeline as diffusers loads it, called once a picture with the same noise, sampler and guidance, and
              its picture saved as PNG
     unet     one UNet call of a guided batch; with its arithmetic, and a float32 matrix product for comparison
+    decoder  a batch's latents to pixels
 
 The largest difference between the two's pixels stands beside their speed.
 """
@@ -30,6 +31,7 @@ from harness.model import DiffusionModel
 from harness.store import Store
 from harness.task import PromptSet, Row
 
+from .goals import Goal
 from .setup import Setup, setup
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ SETTINGS = ("edit_only=true",)
 BATCHES = 2  # of ours a round: the second one's inputs are made while the first is at work
 STOCK = 2  # pictures of stock diffusers a round
 SIDE = 1024  # of the matrices
+MOST_OF_255 = 1
+# On an H200, SD 1.5's sizes.
+LEAST_RATIO, LEAST_PER_SECOND, GOAL_OF_A_GPU = 4, 4, ("pndm", 50, 512, "float16")
 
 
 def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -71,6 +76,9 @@ def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, 
             guidance = parts.sampler.guidance
             model.denoise(text, noise, parts.sampler, guidance, stop_after=1, both_halves=True, in_threads=True)
             seconds["unet"] = meter.read().seconds / samples
+            meter = Meter(model, parts.device)
+            model.decode(noise)
+            seconds["decoder"] = meter.read().seconds / len(noise)
             seconds["product"] = _product_seconds(parts.device)
             for i, picture in enumerate(pictures):
                 difference = max(difference, int(np.abs(picture.astype(int) - images.images[i]).max()))
@@ -112,7 +120,21 @@ def medians(found: Sequence[Mapping[str, float]], flop: float) -> dict[str, floa
         "unet_ms_per_sample": statistics.median(1000 * one["unet"] for one in found),
         "unet_gflop_per_second": statistics.median(flop / one["unet"] / 1e9 for one in found),
         "product_gflop_per_second": statistics.median(2 * SIDE**3 / one["product"] / 1e9 for one in found),
+        "decoder_ms_per_picture": statistics.median(1000 * one["decoder"] for one in found),
     }
+
+
+def goals(result: Mapping[str, Any]) -> list[Goal]:
+    """Pixels in float32; on CUDA the ratio to stock diffusers, and pictures a second as the goal words them."""
+    own, sampler = result["medians"], result["sampler"]
+    found = []
+    if result["dtype"] == "float32" and not result["compile"]:
+        found.append(Goal("the largest difference of a pixel", result["largest_difference"], MOST_OF_255))
+    if result["device"].startswith("cuda"):
+        found.append(Goal("the ratio to stock diffusers", own["ratio"], LEAST_RATIO, least=True))
+        if (sampler["name"], sampler["steps"], result["size"], result["dtype"]) == GOAL_OF_A_GPU:
+            found.append(Goal("pictures a second", own["images_per_second"], LEAST_PER_SECOND, least=True))
+    return found
 
 
 def rows(result: Mapping[str, Any]) -> list[str]:
@@ -124,6 +146,7 @@ def rows(result: Mapping[str, Any]) -> list[str]:
         f"| stock diffusers, one picture a call | {own['stock_images_per_second']:.2f} |",
         f"| ratio | {own['ratio']:.2f} |",
         f"| largest difference of a pixel, of 255 | {result['largest_difference']} |",
+        f"| VAE's decoder, ms a picture | {own['decoder_ms_per_picture']:.2f} |",
         f"| UNet, ms a sample | {own['unet_ms_per_sample']:.2f} |",
         f"| UNet, GFLOP a sample | {result['unet_gflop']:.2f} |",
         f"| UNet, GFLOP/s | {own['unet_gflop_per_second']:.1f} |",

@@ -47,6 +47,7 @@ from harness.method import Meter
 from harness.model import DiffusionModel
 
 from .bench_masks import denoising
+from .goals import Goal
 from .search import NO_PRESET
 from .setup import setup
 
@@ -60,6 +61,7 @@ SETTINGS = ("edit_only=true",)
 RANDOM = "small"
 NEEDED = ("hooks.py", "saliency.py", "neurons.py", "mask_fusion.py", "utils.py")
 TIE = 1e-4  # of the largest score in the layer
+LEAST, CONCEPTS_OF_GOAL = {"cpu": 10, "cuda": 20}, 3
 
 
 @contextmanager
@@ -274,6 +276,13 @@ def _count_calls(unet: Any) -> list[int]:
 
     unet.register_forward_pre_hook(count, with_kwargs=True)
     return counter
+
+
+def goals(result: Mapping[str, Any]) -> list[Goal]:
+    """How many times as fast as the released program, for three concepts or more."""
+    least = LEAST["cuda" if result["device"].startswith("cuda") else "cpu"]
+    enough = len(result["concepts"]) >= CONCEPTS_OF_GOAL
+    return [Goal("the released program : ours", result["medians"]["ratio"], least, least=True)] if enough else []
 
 
 def rows(result: Mapping[str, Any]) -> list[str]:

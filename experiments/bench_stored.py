@@ -11,9 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from .bench_startup import SETTINGS, rows, timed
+from .bench_startup import SETTINGS, goals, rows, timed
 
-__all__ = ["SETTINGS", "measure", "rows"]
+__all__ = ["SETTINGS", "goals", "measure", "rows"]
 
 
 def measure(cfg: DictConfig, settings: Sequence[str], rounds: int) -> dict[str, Any]:

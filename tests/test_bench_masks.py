@@ -40,6 +40,7 @@ def test_the_masks_cost_is_measured_in_paired_rounds(settings, tmp_path, capsys)
     # which two prompts of a chunk share an unconditional row.
     assert result["unet_samples"] == {"denoising": 2 * 3 * 3, "statistics": (3 + 2) * 3}
     assert result["concepts"] == 2 and result["steps"] == 1
+    assert result["goals"] == [] and "1 steps of 2, " in bench.heading(result), "the goal is about whole walks"
     # Five bytes a weight of a concept, and two float32 arrays of the layers' size.
     assert result["memory"]["concept"] / 5 == result["memory"]["moments"] / 8 > 0
     parts = {"denoising", "statistics", "products", "thresholds", "sorts", "selection"}
@@ -56,8 +57,16 @@ def test_the_masks_cost_is_measured_in_paired_rounds(settings, tmp_path, capsys)
     # A linear layer is one of them, wherever the rest of the time goes; all calls of all layers are counted.
     assert max(one["calls"] for one in result["operations"] if one["name"] == "aten::addmm") > calls
     shown = path.with_suffix(".md").read_text(encoding="utf-8")
-    assert shown in capsys.readouterr().out and "| ratio : floor |" in shown
+    assert shown in capsys.readouterr().out and "| statistics : floor |" in shown
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("floor_", "limit"), [(0.9, 1.10), (1.2, 1.26)])
+def test_the_goal_of_masks_follows_a_floor_above_it(floor_, limit):
+    result = {"whole": True, "medians": {"ratio": 1.11, "floor": floor_}}
+    (goal,) = bench_masks.goals(result)
+    assert goal.limit == pytest.approx(limit) and goal.met == (limit > 1.11)
+    assert bench_masks.goals({**result, "whole": False}) == []
 
 
 def test_layers_of_one_shape_share_random_operands():

@@ -33,7 +33,10 @@ def test_the_difference_counts_what_only_one_selects():
 
 
 def test_masks_of_other_methods_are_refused(random_sd_folder, capsys):
-    assert precision.main(["model=folder", "device=cpu", "task.keep=[]", "method=uce", f"model.path={random_sd_folder}"]) == 2
+    assert (
+        precision.main(["model=folder", "device=cpu", "task.keep=[]", "method=uce", f"model.path={random_sd_folder}"])
+        == 2
+    )
     assert "say method=fia" in capsys.readouterr().err
 
 
