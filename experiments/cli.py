@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -164,6 +165,17 @@ def one_line(error: BaseException, argv: Sequence[str] = ()) -> str:
     if isinstance(error, CompactHydraException | OmegaConfBaseException | ValueError):
         return _first_line(str(error)) or type(error).__name__
     return f"{type(error).__name__}: {_first_line(str(error))}"
+
+
+def print_json(measure: Callable[[], Any], arguments: Sequence[str]) -> int:
+    """Print what `measure` gives as JSON, or its error in one line; the exit code."""
+    try:
+        result = measure()
+    except Exception as error:
+        print(one_line(error, arguments), file=sys.stderr)
+        return exit_code(error)
+    print(json.dumps(result, indent=1))
+    return DONE
 
 
 def show_traceback(debug: bool, error: BaseException) -> None:

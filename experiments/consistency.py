@@ -15,7 +15,6 @@ Printed as JSON; nothing is stored.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -126,21 +125,19 @@ def explained(
     }
 
 
+def measure(arguments: Sequence[str]) -> dict[str, Any]:
+    """Both differences, for the run that these settings mean."""
+    from .setup import setup
+
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        parts = setup(compose("config", overrides=list(arguments)))
+    return {"pictures": pictures(parts), "masks": masks(parts)}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 2 on bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-            cfg = compose("config", overrides=arguments)
-        from .setup import setup
-
-        parts = setup(cfg)
-        result = {"pictures": pictures(parts), "masks": masks(parts)}
-    except Exception as error:
-        print(cli.one_line(error, arguments), file=sys.stderr)
-        return cli.exit_code(error)
-    print(json.dumps(result, indent=1))
-    return 0
+    return cli.print_json(lambda: measure(arguments), arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ differ from the float32 model's masks alike, and less from each other, computing
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -54,15 +53,23 @@ def difference(one: Mapping[Any, Tensor], other: Mapping[Any, Tensor]) -> dict[s
     return {"selected": either, "differing": differing, "share": differing / either if either else 0.0}
 
 
-def measure(arguments: Sequence[str], dtypes: Sequence[str] = HALF) -> dict[str, Any]:
-    """The difference of every two ways, by dtype and by what is compared."""
-    exact = masks(arguments, "float32", **OWN)
+def measure(arguments: Sequence[str]) -> dict[str, Any]:
+    """The difference of every two ways, by dtype and by what is compared.
+
+    Raises:
+        ValueError: a dtype is named that is none of half precision, or another method than FIA.
+    """
+    said = [text.removeprefix("dtype=") for text in arguments if text.startswith("dtype=")]
+    settings = [text for text in arguments if not text.startswith("dtype=")]
+    if not set(said) <= set(HALF):
+        raise ValueError(f"dtype={said[-1]}: half precision is measured; say {' or '.join(HALF)}, or nothing for both")
+    exact = masks(settings, "float32", **OWN)
     result = {}
-    for dtype in dtypes:
+    for dtype in said or HALF:
         ways = {
             "float32 model": exact,
-            "Y as the layer gives it": masks(arguments, dtype, **OWN),
-            "Y again": masks(arguments, dtype, **AGAIN),
+            "Y as the layer gives it": masks(settings, dtype, **OWN),
+            "Y again": masks(settings, dtype, **AGAIN),
         }
         result[dtype] = {f"{a}, {b}": difference(ways[a], ways[b]) for a, b in combinations(ways, 2)}
     return result
@@ -71,19 +78,7 @@ def measure(arguments: Sequence[str], dtypes: Sequence[str] = HALF) -> dict[str,
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; 2 on bad input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    said = [text.removeprefix("dtype=") for text in arguments if text.startswith("dtype=")]
-    settings = [text for text in arguments if not text.startswith("dtype=")]
-    try:
-        if not set(said) <= set(HALF):
-            raise ValueError(
-                f"dtype={said[-1]}: half precision is measured; say {' or '.join(HALF)}, or nothing for both"
-            )
-        result = measure(settings, said or HALF)
-    except Exception as error:
-        print(cli.one_line(error, arguments), file=sys.stderr)
-        return cli.exit_code(error)
-    print(json.dumps(result, indent=1))
-    return 0
+    return cli.print_json(lambda: measure(arguments), arguments)
 
 
 if __name__ == "__main__":

@@ -285,7 +285,9 @@ class _Parts:
             return
         for row in rows:
             number = row // SCORED
-            self._lacking[number].discard(row)
+            if row not in self._lacking[number]:  # such as a repeated picture that another job made meanwhile
+                continue
+            self._lacking[number].remove(row)
             if not self._lacking[number]:
                 after()
                 self._ready(number, self._parts[number])

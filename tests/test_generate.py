@@ -255,6 +255,15 @@ def test_a_part_is_handed_on_as_soon_as_its_pictures_are_there(random_sd_model, 
     assert [one[:3] for one in handed] == [one[:3] for one in before]
 
 
+def test_a_part_is_handed_on_once(random_sd_model, tmp_path):
+    """Also where a row is met again, as when another job makes a repeated picture meanwhile."""
+    made, handed = run(random_sd_model, prompt_set(2), Store(tmp_path)), []
+    parts = module._Parts(made, made.images, lambda number, part: handed.append(number))
+    for rows in ([0], [1], [1, 0]):
+        parts.add(rows)
+    assert handed == [0]
+
+
 def test_parts_wait_for_what_is_missing(random_sd_model, tmp_path, monkeypatch):
     """Of rows that are partly stored, and where memory has room for one picture only."""
     monkeypatch.setattr(module, "SCORED", 2)

@@ -18,7 +18,7 @@ from fia import statistics
 from fia.statistics import Calibration, contrast_each_step
 from harness.sampler import Sampler
 
-pytest.importorskip("triton", reason="Triton is not packaged for this system")
+pytest.importorskip("triton", reason="Triton is not installed; it comes with torch for Linux and GPUs")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,4 +1,4 @@
-"""What half precision does to masks is measured three ways, and printed."""
+"""What half precision, and batches and chunks of other sizes, do to masks and pictures is measured and printed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from experiments import precision
+from experiments import consistency, precision
 
 SMALL = [
     "model=folder", "device=cpu", "task.concepts=[tench,church]", "task.keep=[]",
@@ -38,6 +38,17 @@ def test_masks_of_other_methods_are_refused(random_sd_folder, capsys):
         == 2
     )
     assert "say method=fia" in capsys.readouterr().err
+
+
+def test_batches_and_chunks_of_other_sizes_differ_by_rounding_only(random_sd_folder, capsys):
+    settings = ["edit_only=true", "sampler=ddim20", "sampler.steps=2", "task.n=2", f"model.path={random_sd_folder}"]
+    assert consistency.main([*SMALL, *settings]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pictures"]["pictures"] == 4 and found["pictures"]["largest_difference"] <= 1
+    assert found["masks"]["concepts"] == 2 and found["masks"]["selected"] > 0
+    assert found["masks"]["reasons"]["unexplained"] == 0
+    assert consistency.main(["task.nn=3"]) == 2
+    assert "unknown key 'task.nn'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
